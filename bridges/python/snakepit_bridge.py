@@ -1,0 +1,1363 @@
+#!/usr/bin/env python3
+"""Python worker of the frame protocol: answers requests with handlers from one file, or runs callables.
+
+Run by the host as ``python snakepit_bridge.py [--handlers FILE_OR_MODULE] [--callables]``; standard
+library only, Python 3.8 and later.  Handler files import ``command``, ``on_start`` and ``context``
+from ``snakepit_bridge``.  All requests run on the main thread, one after another; one further thread
+waits for the end of the request stream.  bridges/PROTOCOL.md is the normative text.
+"""
+
+import json
+import os
+import signal
+import sys
+import time
+from _thread import allocate_lock, start_new_thread
+from select import poll
+
+# A handler file imports this module by name although it runs as __main__ (or as __mp_main__ in a
+# process that the handlers start with multiprocessing).
+sys.modules.setdefault("snakepit_bridge", sys.modules[__name__])
+
+__all__ = ("command", "context", "on_start")
+
+BRIDGE_VERSION = "1.0"
+DEFAULT_MAX_FRAME = 64 * 1024 * 1024
+LARGEST_MAX_FRAME = 128 * 1024 * 1024 - 1
+MAX_DEPTH = 256  # levels of nesting in a result; the host's limit for args is the same
+MAX_TEXT_BYTES = 64 * 1024  # of an error's message, and of its traceback
+READ_CHUNK_BYTES = 64 * 1024  # the default capacity of a pipe
+EOF_GRACE_MS = 250  # arbitrary: lets a reply that is nearly done leave when only the requests have ended
+CAPABILITIES = ("errors", "pipeline", "session", "deadline", "attachments", "batch", "log", "claim", "pickle")
+PICKLE_START = 0x80
+
+
+class Refused(Exception):
+    """A request is answered with this error without a traceback: the reply says it all."""
+
+    def __init__(self, code, kind, message):
+        super().__init__(message)
+        self.code = code
+        self.kind = kind
+
+
+class FramingError(Exception):
+    """The request stream cannot be followed any further: a bad length, or an end inside a frame."""
+
+
+def bad_args(message):
+    return Refused("bad_args", "InvalidArguments", message)
+
+
+def complain(line):
+    """Write one line to stderr; a closed stderr is nobody's reader and no reason to stop."""
+    try:
+        os.write(2, ("snakepit_bridge: " + line + "\n").encode("utf-8", "backslashreplace"))
+    except OSError:
+        return
+
+
+def cap(text, keep_end=False):
+    """Return text that is valid UTF-8 and at most MAX_TEXT_BYTES long, keeping its start or its end."""
+    data = text.encode("utf-8", "backslashreplace")
+    if len(data) > MAX_TEXT_BYTES:
+        data = b"[...]\n" + data[6 - MAX_TEXT_BYTES :] if keep_end else data[: MAX_TEXT_BYTES - 5] + b"[...]"
+    return data.decode("utf-8", "ignore")
+
+
+# ---------------------------------------------------------------------------------------------- frames
+
+
+class Stream:
+    """Frames over two descriptors: exact reads (many frames from one system call), complete writes."""
+
+    def __init__(self, in_fd, out_fd, claim_fd):
+        self.in_fd = in_fd
+        self.out_fd = out_fd
+        self.claim_fd = claim_fd
+        self.max_frame = DEFAULT_MAX_FRAME
+        self.forked = False
+        self._buffer = b""
+        self._start = 0
+        # LOCK: guards one whole frame on the out descriptor (log frames come from any thread); never
+        # held while calling out.
+        self._write_lock = allocate_lock()
+
+    def read_frame(self):
+        """Return the next payload, or None at the end of the stream.
+
+        Raises:
+            FramingError: Length 0 or above the limit, or the stream ended inside a frame.
+        """
+        buffer, start = self._buffer, self._start
+        while len(buffer) - start < 4:
+            more = os.read(self.in_fd, READ_CHUNK_BYTES)
+            if not more:
+                if len(buffer) == start:
+                    return None
+                raise FramingError("the request stream ended inside a length")
+            buffer = buffer[start:] + more
+            start = 0
+        size = int.from_bytes(buffer[start : start + 4], "big")
+        if not 0 < size <= self.max_frame:
+            seen = buffer[start : start + 80]
+            raise FramingError("length %d is not in 1..%d; bytes seen: %r" % (size, self.max_frame, seen))
+        start += 4
+        end = start + size
+        if end <= len(buffer):
+            self._start = end
+            self._buffer = buffer
+            return buffer[start:end]
+        self._buffer = b""
+        self._start = 0
+        payload = bytearray(size)
+        done = len(buffer) - start
+        payload[:done] = buffer[start:]
+        with memoryview(payload) as view:
+            while done < size:
+                count = os.readv(self.in_fd, [view[done:]])
+                if not count:
+                    raise FramingError(
+                        "the request stream ended after %d of a frame's %d bytes" % (done, size)
+                    )
+                done += count
+        return payload
+
+    def write_frame(self, *parts):
+        """Write one frame made of bytes-like parts; a host that is gone ends this process."""
+        size = sum(map(len, parts))
+        head = size.to_bytes(4, "big")
+        try:
+            with self._write_lock:
+                if size <= READ_CHUNK_BYTES:
+                    whole = b"".join((head, *parts))
+                    written = os.write(self.out_fd, whole)
+                    if written < len(whole):
+                        self._write_all([memoryview(whole)[written:]])
+                else:
+                    self._write_all([memoryview(part) for part in (head, *parts) if len(part)])
+        except BrokenPipeError:
+            os._exit(0)
+        except OSError as error:
+            complain("cannot write a reply: %s" % error)
+            os._exit(2)
+
+    def _write_all(self, views):
+        while views:
+            try:
+                written = os.writev(self.out_fd, views)
+            except BlockingIOError:
+                waiter = poll()
+                waiter.register(self.out_fd, 4)  # POLLOUT
+                waiter.poll()
+                continue
+            while views and written >= len(views[0]):
+                written -= len(views.pop(0))
+            if views:
+                views[0] = views[0][written:]
+
+    def claim(self):
+        """Take the byte that stands for one request sent ahead: False when the host has taken it back."""
+        if self.claim_fd is None:
+            raise Refused("internal", "ProtocolError", "claim: this worker has no SNAKEPIT_CLAIM_FD")
+        try:
+            return bool(os.read(self.claim_fd, 1))
+        except BlockingIOError:
+            return False
+
+    def drop_in_child(self):
+        """After a fork in a handler: the stream belongs to the parent alone."""
+        self.forked = True
+        for fd in (self.in_fd, self.out_fd, self.claim_fd):
+            if fd is not None:
+                os.close(fd)
+        self.in_fd = self.out_fd = -1
+        self._write_lock = allocate_lock()
+        self._buffer = b""
+
+
+def open_stream():
+    """Take the descriptors of the frames out of user code's reach.
+
+    With ``SNAKEPIT_FDS=in,out`` they are private already; without it 0 and 1 are moved away, and 0
+    becomes the null device, 1 the same as 2.
+
+    Raises:
+        ValueError, OSError: The environment names something that is not an open descriptor.
+    """
+    names = os.environ.pop("SNAKEPIT_FDS", None)
+    claim = os.environ.pop("SNAKEPIT_CLAIM_FD", None)
+    claim_fd = None if claim is None else int(claim)
+    if names is not None:
+        numbers = names.split(",")
+        if len(numbers) != 2:
+            raise ValueError("SNAKEPIT_FDS is 'in,out', two numbers, not %r" % names)
+        in_fd, out_fd = map(int, numbers)
+    else:
+        in_fd, out_fd = os.dup(0), os.dup(1)
+        null = os.open(os.devnull, os.O_RDWR)
+        os.dup2(null, 0)
+        try:
+            os.dup2(2, 1)
+        except OSError:
+            os.dup2(null, 1)
+        if null > 2:
+            os.close(null)
+    for fd in (in_fd, out_fd, claim_fd):
+        if fd is not None:
+            os.set_inheritable(fd, False)
+    if claim_fd is not None:
+        os.set_blocking(claim_fd, False)
+    return Stream(in_fd, out_fd, claim_fd)
+
+
+def watch_eof(runner):
+    """Wait for the host to close the request pipe, and end a worker that is too busy to see it.
+
+    THREAD: its own.  It asks for no events, so only the hang-up wakes it: requests cost nothing.
+    """
+    stream = runner.stream
+    waiter = poll()
+    waiter.register(stream.in_fd, 0)
+    waiter.poll()
+    # RACE: 1. the host closes both pipes, or 2. it closes the requests and still reads replies.  In
+    # the first case nobody waits for anything; in the second a reply on its way out gets a moment.
+    waiter = poll()
+    waiter.register(stream.out_fd, 0)
+    waiter.poll(EOF_GRACE_MS)
+    if runner.closing:
+        time.sleep(2)  # arbitrary: exit handlers and threads of user code, as long as the host's grace
+    os._exit(0)
+
+
+# ------------------------------------------------------------------------------------------------ JSON
+
+
+def _no_constant(name):
+    raise ValueError("%s is not JSON" % name)
+
+
+def _finite_float(text):
+    value = float(text)
+    if value - value != 0.0:
+        raise ValueError("number %s is out of range" % text[:40])
+    return value
+
+
+_decoder = json.JSONDecoder(parse_constant=_no_constant, parse_float=_finite_float)
+_scan = _decoder.scan_once
+
+
+def parse(payload):
+    """Return the JSON value of a payload.
+
+    Raises:
+        ValueError, RecursionError: Not UTF-8, not strict JSON, a lone surrogate, or nested too deeply.
+    """
+    text = payload.decode()
+    try:
+        value, end = _scan(text, 0)
+    except StopIteration:
+        return _decoder.decode(text)
+    if end != len(text):
+        return _decoder.decode(text)
+    if "\\u" in text:
+        dumps(value).encode()
+    return value
+
+
+def _unsupported(value):
+    raise TypeError("%s is not a JSON type" % type(value).__name__)
+
+
+def _make_encoder():
+    """Return the C encoder itself where there is one: ``JSONEncoder.encode`` makes it anew for each value."""
+    public = json.JSONEncoder(
+        ensure_ascii=False, allow_nan=False, check_circular=False, separators=(",", ":"), default=_unsupported
+    )
+    try:
+        from json import encoder
+
+        inner = encoder.c_make_encoder(
+            None, _unsupported, encoder.encode_basestring, None, ":", ",", False, False, False
+        )
+        if "".join(inner({"a": [1.5, None]}, 0)) == '{"a":[1.5,null]}':
+            return lambda value: "".join(inner(value, 0))
+    except Exception:  # another Python's private signature: the public way serves
+        return public.encode
+    return public.encode
+
+
+dumps = _make_encoder()
+_LEAVES = frozenset((str, int, float, bool, type(None)))
+_JSON_TYPES = _LEAVES.union((dict, list, tuple))
+
+
+def is_plain(value, depth=MAX_DEPTH):
+    """Say whether a value is of exact JSON types throughout; what its leaves hold the encoder checks."""
+    kind = type(value)
+    if kind is dict:
+        for key in value:
+            if type(key) is not str:
+                return False
+        value = value.values()
+    elif kind is not list and kind is not tuple:
+        return kind in _LEAVES
+    if len(value) > 16 and _LEAVES.issuperset(map(type, value)):
+        return True
+    for item in value:
+        if type(item) not in _LEAVES and (depth <= 1 or not is_plain(item, depth - 1)):
+            return False
+    return True
+
+
+def encode(value, root, attachments):
+    """Return a value as JSON text.
+
+    Args:
+        value: What a handler returned.
+        root: Where it stands in the message, e.g. ``result``.
+        attachments: A list that receives ``(pointer, bytes)``, or None where bytes cannot travel.
+
+    Raises:
+        Refused: ``encode_error`` with the path of the first value that cannot be sent.
+    """
+    if is_plain(value):
+        try:
+            text = dumps(value)
+            if not text.isascii():
+                text.encode()
+            return text
+        except (ValueError, RecursionError) as error:
+            reason = str(error)
+            attachments = None
+    else:
+        reason = "the value cannot be encoded as JSON"
+    try:
+        text = dumps(convert(value, root, (), attachments))
+        text.encode()
+        return text
+    except (ValueError, TypeError, RecursionError) as error:
+        reason = str(error) or reason
+    raise encode_error(root, reason)
+
+
+def encode_error(path, reason):
+    shown = path if len(path) <= 200 else path[:120] + "..." + path[-60:]
+    return Refused("encode_error", "EncodeError", "%s: %s" % (shown, reason))
+
+
+def convert(value, path, parents, attachments):
+    """Copy a value with exact types and null for each bytes value; refuse the first that has no place.
+
+    Raises:
+        Refused: See ``encode``.
+    """
+    if isinstance(value, (dict, list, tuple)):
+        if id(value) in parents:
+            raise encode_error(path, "a cycle: the value contains itself")
+        if len(parents) >= MAX_DEPTH:
+            raise encode_error(path, "nested deeper than %d levels" % MAX_DEPTH)
+        parents += (id(value),)
+        if not isinstance(value, dict):
+            return [convert(item, "%s/%d" % (path, i), parents, attachments) for i, item in enumerate(value)]
+        copy = {}
+        for key, item in value.items():
+            if not isinstance(key, str):
+                raise encode_error(path, "key %.80r is %s; JSON keys are str" % (key, type(key).__name__))
+            check_text(key, path)
+            inner = "%s/%s" % (path, key.replace("~", "~0").replace("/", "~1"))
+            copy[str.__str__(key)] = convert(item, inner, parents, attachments)
+        return copy
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        if attachments is None:
+            raise encode_error(path, "%s cannot travel: the host takes no attachments" % type(value).__name__)
+        attachments.append(("/" + path, bytes(value)))
+        return None
+    if isinstance(value, float):
+        number = float(value)
+        if number - number != 0.0:
+            name = "NaN" if number != number else "Infinity" if number > 0 else "-Infinity"
+            raise encode_error(path, "%s is not JSON" % name)
+        return number
+    if isinstance(value, str):
+        check_text(value, path)
+        return str.__str__(value)
+    if value is None or isinstance(value, int):
+        return value
+    name = "%s.%s" % (type(value).__module__, type(value).__qualname__)
+    name = name.replace("builtins.", "")
+    hint = "; return a list" if hasattr(value, "__next__") or hasattr(value, "__anext__") else ""
+    raise encode_error(path, "%s is not a JSON type%s" % (name, hint))
+
+
+def check_text(text, path):
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        reason = "text with a lone surrogate at index %d is not UTF-8" % error.start
+        raise encode_error(path, reason) from None
+
+
+# -------------------------------------------------------------------------------------------- handlers
+
+_FUNCTION = type(bad_args)
+_VARARGS, _VARKEYWORDS, _COROUTINE = 4, 8, 128  # bits of code.co_flags
+
+
+class Handler:
+    """One command: its function, and what a call must look like to fit without further thought."""
+
+    def __init__(self, name, fn, raw_params=None):
+        self.name = name
+        self.fn = fn
+        self.raw = raw_params is not None  # a built-in: takes args as they came
+        self.is_known = False
+        self.params = raw_params or ()
+        self._signature = None
+        code = fn.__code__ if type(fn) is _FUNCTION and raw_params is None else None
+        if code is not None:
+            count, flags = code.co_argcount, code.co_flags
+            first_default = count - len(fn.__defaults__ or ())
+            positional = code.co_varnames[:count]
+            only_keywords = code.co_varnames[count : count + code.co_kwonlyargcount]
+            needed = frozenset(name for name in only_keywords if name not in (fn.__kwdefaults__ or {}))
+            self.params = positional + only_keywords
+            # INVARIANT: read only while is_known; then a call that fits these numbers binds.
+            self.is_known = not code.co_posonlyargcount
+            self.accepts = frozenset(self.params)
+            self.requires = needed | frozenset(positional[:first_default])
+            self.any_keywords = bool(flags & _VARKEYWORDS)
+            self.fewest = sys.maxsize if needed else first_default
+            self.most = sys.maxsize if flags & _VARARGS else count
+
+    def call(self, args):
+        """Bind and call: an object is keywords, an array positionals, null nothing, a scalar one positional.
+
+        Raises:
+            Refused: ``bad_args``, when the arguments do not fit; nothing was called.
+        """
+        fn = self.fn
+        kind = type(args)
+        if kind is dict:
+            if self.raw:
+                return fn(args)
+            if not self.is_known or not (
+                args.keys() >= self.requires and (self.any_keywords or args.keys() <= self.accepts)
+            ):
+                self._check((), args)
+            return fn(**args)
+        if self.raw:
+            return fn(args)
+        values = () if args is None else args if kind is list else (args,)
+        if not self.is_known or not self.fewest <= len(values) <= self.most:
+            self._check(values, {})
+        return fn(*values)
+
+    def _check(self, values, keywords):
+        import inspect
+
+        if self._signature is None:
+            try:
+                self._signature = inspect.signature(self.fn, follow_wrapped=False)
+            except (TypeError, ValueError):
+                self._signature = False  # a builtin without a signature: only calling it can tell
+        if self._signature is False:
+            return
+        try:
+            self._signature.bind(*values, **keywords)
+        except TypeError as error:
+            raise bad_args(self._mismatch(inspect, values, keywords, str(error))) from None
+
+    def _mismatch(self, inspect, values, keywords, reason):
+        kinds = inspect.Parameter
+        params = list(self._signature.parameters.values())
+        positional = [p for p in params if p.kind in (kinds.POSITIONAL_ONLY, kinds.POSITIONAL_OR_KEYWORD)]
+        filled = {p.name for p in positional[: len(values)]}
+        filled.update(p.name for p in params if p.name in keywords and p.kind is not kinds.POSITIONAL_ONLY)
+        stars = (kinds.VAR_POSITIONAL, kinds.VAR_KEYWORD)
+        required = [p.name for p in params if p.default is p.empty and p.kind not in stars]
+        missing = [name for name in required if name not in filled]
+        by_name = {p.name for p in params if p.kind in (kinds.POSITIONAL_OR_KEYWORD, kinds.KEYWORD_ONLY)}
+        takes_any = any(p.kind is kinds.VAR_KEYWORD for p in params)
+        unexpected = [] if takes_any else sorted(name for name in keywords if name not in by_name)
+        parts = []
+        if missing:
+            parts.append("missing " + ", ".join("'%s'" % name for name in missing))
+        if unexpected:
+            parts.append("unexpected " + ", ".join("'%s'" % name for name in unexpected))
+        if len(values) > len(positional):
+            parts.append("takes at most %d positional arguments, got %d" % (len(positional), len(values)))
+        signature = "%s%s" % (self.name, self._signature)
+        return cap("%s: %s; signature: %s" % (self.name, "; ".join(parts) or reason, signature))
+
+    def describe(self):
+        doc = self.fn.__doc__
+        return {"params": list(self.params), "doc": cap(doc.strip()) if isinstance(doc, str) else ""}
+
+
+class Registry:
+    """The commands of this worker, {name: Handler}, and its on_start functions."""
+
+    def __init__(self):
+        self.commands = {}
+        self.starters = []
+
+    def add(self, name, fn):
+        old = self.commands.get(name)
+        if not isinstance(name, str) or not name:
+            raise TypeError("a command's name is a non-empty str, not %r" % (name,))
+        if not callable(fn):
+            raise TypeError("command %r: %r is not callable" % (name, fn))
+        if name == "ping":
+            raise ValueError("command 'ping' belongs to the bridge")
+        if old is not None and not old.raw:
+            raise ValueError("command %r is defined twice: %r and %r" % (name, old.fn, fn))
+        self.commands[name] = Handler(name, fn)
+
+    def unknown(self, name):
+        available = ", ".join(sorted(self.commands))
+        return Refused(
+            "unknown_command", "UnknownCommand", "Unknown command: '%s'. Available: %s" % (name, available)
+        )
+
+
+_registry = Registry()
+
+
+def command(fn=None, name=None):
+    """Make a function a command: ``@command``, ``@command("name")`` or ``@command(name="name")``."""
+    if isinstance(fn, str):
+        fn, name = None, fn
+    if fn is None:
+        return lambda function: command(function, name)
+    _registry.add(fn.__name__ if name is None else name, fn)
+    return fn
+
+
+def on_start(fn=None):
+    """Run a function before the worker is ready; it receives the adapter's ``start_args``."""
+    if fn is None:
+        return on_start
+    _registry.starters.append(Handler(getattr(fn, "__name__", "on_start"), fn))
+    return fn
+
+
+class Context:
+    """What a handler may know about its request and keep for later ones; made by ``context()``."""
+
+    def __init__(self, runner, request_id, session_id, deadline):
+        self._runner = runner
+        self._request_id = request_id
+        self._deadline = deadline
+        self.session_id = session_id
+        self.worker_id = runner.worker_id
+        self.worker_state = runner.worker_state
+        self.state = {} if session_id is None else runner.sessions.setdefault(session_id, {})
+
+    @property
+    def deadline_s(self):
+        """Seconds left for this request, >= 0, or None without a limit."""
+        return None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
+
+    def log(self, message, level="info", **fields):
+        """Send a log line to the host; from any thread.  Fields that JSON cannot carry become their repr."""
+        self._runner.log(self._request_id, level, message, fields)
+
+
+def context():
+    """Return the Context of the running request; outside of one, a Context without a session."""
+    global _runner
+    if _runner is None:  # a handler file imported by a process that is no worker, such as a handler's child
+        _runner = Runner(None, None, False)
+    return _runner.context()
+
+
+# -------------------------------------------------------------------------------------------- built-ins
+
+
+def _echo(args):
+    """Return the args as they came."""
+    return {"status": "ok", "echoed": args, "timestamp": time.time()}
+
+
+_OPERATIONS = {
+    "add": lambda a, b: a + b,
+    "divide": lambda a, b: a / b,
+    "multiply": lambda a, b: a * b,
+    "subtract": lambda a, b: a - b,
+}
+
+
+def _compute(args):
+    """Add, subtract, multiply or divide two numbers."""
+    if type(args) is not dict:
+        raise bad_args("compute: args must be an object")
+    for field in ("operation", "a", "b"):
+        if field not in args:
+            raise bad_args("compute: missing field '%s'" % field)
+    operation, a, b = args["operation"], args["a"], args["b"]
+    if type(operation) is not str or operation not in _OPERATIONS:
+        shown = operation if type(operation) is str else dumps(operation)
+        known = ", ".join(sorted(_OPERATIONS))
+        raise bad_args("compute: unknown operation '%s'; one of %s" % (shown[:200], known))
+    for field, value in (("a", a), ("b", b)):
+        if type(value) not in (int, float):
+            raise bad_args("compute: field '%s' must be a number" % field)
+    if operation == "divide" and b == 0:
+        raise bad_args("compute: division by zero")
+    try:
+        result = _OPERATIONS[operation](a, b)
+        finite = float(result) - float(result) == 0.0
+    except OverflowError:
+        finite = False
+    if not finite:
+        raise bad_args("compute: result is not a finite number")
+    return {
+        "status": "ok",
+        "operation": operation,
+        "inputs": {"a": a, "b": b},
+        "result": result,
+        "timestamp": time.time(),
+    }
+
+
+# ------------------------------------------------------------------------------------------ exceptions
+
+
+def text_of(error):
+    """Return an exception's message; one that cannot say it is no second error."""
+    try:
+        return cap(str(error) or type(error).__name__)
+    except BaseException as second:
+        return "<str() of %s raised %s>" % (type(error).__name__, type(second).__name__)
+
+
+def traceback_of(error):
+    """Return the traceback as text, beginning at user code."""
+    import traceback
+
+    trace = error.__traceback__
+    while trace is not None:
+        name = trace.tb_frame.f_code.co_filename
+        if name != __file__ and "%sasyncio%s" % (os.sep, os.sep) not in name:
+            break
+        trace = trace.tb_next
+    try:
+        return cap("".join(traceback.format_exception(type(error), error, trace)), keep_end=True)
+    except BaseException as second:
+        return "%s\n<its traceback cannot be shown: %s>\n" % (type(error).__name__, type(second).__name__)
+
+
+def describe(error):
+    """Return the ``error`` object of a reply, see "error codes" in PROTOCOL.md."""
+    if type(error) is Refused:
+        code, kind, trace = error.code, error.kind, None
+    else:
+        code = "handler_error"
+        if type(error) is InitializerFailed:
+            code, error = "initializer_error", error.error
+        kind, trace = type(error).__name__, traceback_of(error)
+    report = {"code": code, "type": kind, "message": text_of(error), "traceback": trace, "language": "python"}
+    if trace is None:
+        return report
+    try:
+        data = getattr(error, "data", None)
+        if data is not None and encode(data, "data", None):
+            report["data"] = convert(data, "data", (), None)
+    except BaseException:  # an attribute that is no JSON is not sent: the field is optional
+        report.pop("data", None)
+    cause = error.__cause__
+    if cause is None and not error.__suppress_context__:
+        cause = error.__context__
+    if cause is not None:
+        report["cause"] = {"type": type(cause).__name__, "message": text_of(cause)}
+    return report
+
+
+# -------------------------------------------------------------------------------------------- the runner
+
+
+class Runner:
+    """Reads requests, runs them in order, writes each reply as soon as it exists.
+
+    THREAD: the main thread, except ``log`` and ``context`` (any).
+    """
+
+    def __init__(self, stream, handlers, callables):
+        self.stream = stream
+        self.worker_id = "unknown"
+        self.worker_state = {}
+        self.sessions = {}
+        self.closing = False
+        self.agreed = frozenset()
+        self.level = 0
+        self._handlers = handlers
+        self._callables = None
+        self._wants_callables = callables
+        self._commands = _registry.commands
+        self._started = False
+        self._log_agreed = False
+        self._loop = None
+        self._began = time.time()
+        self._count = 0
+        # INVARIANT: (id, session, deadline in monotonic seconds) of the running request, else None;
+        # _context belongs to it and exists once somebody asked.
+        self._request = None
+        self._context = None
+        for name, fn, params in (
+            ("ping", self._ping, ()),
+            ("echo", _echo, ()),
+            ("compute", _compute, ("operation", "a", "b")),
+            ("info", self._info, ()),
+        ):
+            self._commands[name] = Handler(name, fn, params)
+
+    def run(self):
+        """Serve until the request stream ends; return the exit status."""
+        read_frame = self.stream.read_frame
+        while True:
+            payload = None  # a large frame is not kept while the worker is idle
+            try:
+                payload = read_frame()
+            except FramingError as error:
+                self._bad_frame(None, str(error))
+                return 2
+            except OSError as error:
+                complain("cannot read requests: %s" % error)
+                return 2
+            if payload is None:
+                return 0
+            if payload[0] == PICKLE_START and self._callables is not None:
+                self._callables.serve(payload)
+                continue
+            try:
+                message = parse(payload)
+                if type(message) is not dict:
+                    raise ValueError("not an object")
+                if "command" not in message and "type" in message:
+                    self._notice(message)
+                    continue
+                request_id = message.get("id")
+                if type(request_id) is not int:
+                    raise ValueError("no integer id")
+            except (ValueError, RecursionError) as error:
+                self._bad_frame(payload, "%s: %s" % (type(error).__name__, error))
+                continue
+            if not self._started:
+                answered = self._start(request_id, message)
+                if not answered:
+                    return 1
+                if answered is message:
+                    continue
+            try:
+                if len(message) == 3 and "args" in message:
+                    self._serve(request_id, message, message["args"], None, None)
+                else:
+                    self._serve_extended(request_id, message)
+            except FramingError as error:
+                self._bad_frame(None, str(error))
+                return 2
+
+    def close(self):
+        """Let pending asyncio tasks end before the interpreter does."""
+        self.closing = True
+        loop = self._loop
+        if loop is not None:
+            import asyncio
+
+            tasks = asyncio.all_tasks(loop)
+            for task in tasks:
+                task.cancel()
+            if tasks:
+                loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+            loop.run_until_complete(loop.shutdown_asyncgens())
+            loop.close()
+
+    # Requests
+
+    def _serve(self, request_id, message, args, index, deadline):
+        self._count += 1
+        self._context = None
+        self._request = (request_id, message.get("session"), deadline)
+        try:
+            name = message.get("command")
+            handler = self._commands.get(name) if type(name) is str else None
+            if handler is None:
+                if type(name) is str:
+                    raise _registry.unknown(name)
+                raise bad_args("request %d: 'command' must be a string" % request_id)
+            result = handler.call(args)
+            if type(result) not in _JSON_TYPES and hasattr(result, "__await__"):
+                result = self._await(result)
+            attachments = [] if "attachments" in self.agreed else None
+            text = encode(result, "result", attachments)
+        except BaseException as error:
+            if self.stream.forked:
+                raise
+            self._reply_error(request_id, index, error)
+        else:
+            self._reply(request_id, index, text, attachments)
+        finally:
+            self._request = self._context = None
+
+    def _serve_extended(self, request_id, message):
+        """Serve a request with more than id, command and args; the order of the steps is the wire's."""
+        problem = self._take_attachments(message)
+        deadline_ms = message.get("deadline_ms")
+        if deadline_ms is not None and type(deadline_ms) not in (int, float):
+            problem = problem or bad_args("request %d: 'deadline_ms' must be a number" % request_id)
+            deadline_ms = None
+        session = message.get("session")
+        if session is not None and type(session) is not str:
+            problem = problem or bad_args("request %d: 'session' must be a string" % request_id)
+        batch = message.get("batch")
+        if "batch" in message and type(batch) is not list:
+            problem = problem or bad_args("request %d: 'batch' must be an array" % request_id)
+            batch = None
+        deadline = None if deadline_ms is None else time.monotonic() + deadline_ms / 1000
+        items = (message.get("args", {}),) if batch is None else batch
+        for position, args in enumerate(items):
+            index = None if batch is None else position
+            if message.get("claim") is True:
+                try:
+                    if not self.stream.claim():
+                        where = "" if index is None else ',"index":%d' % index
+                        self._send('{"id":%d,"type":"recalled"%s}' % (request_id, where))
+                        continue
+                except (Refused, OSError) as error:
+                    problem = problem or error
+            if problem is not None:
+                self._reply_error(request_id, index, problem)
+            else:
+                self._serve(request_id, message, args, index, deadline)
+
+    def _take_attachments(self, message):
+        """Read the raw frames that follow a message and put them in place; return a Refused or None.
+
+        Raises:
+            FramingError: The frames cannot be counted or are not full.
+        """
+        entries = message.get("attachments")
+        if entries is None:
+            return None
+        problem = None
+        known = entries if type(entries) is list else (None,)
+        sizes = [entry.get("len") if type(entry) is dict else None for entry in known]
+        if any(type(size) is not int or size < 0 for size in sizes):
+            raise FramingError("attachments without a usable 'len': the frames that follow cannot be counted")
+        for entry, size in zip(entries, sizes):
+            path = entry.get("path")
+            shown = repr(path[:200]) if type(path) is str else "without a path"
+            data = bytearray()
+            while len(data) < size:
+                expected = min(self.stream.max_frame, size - len(data))
+                part = self.stream.read_frame()
+                if part is None or len(part) != expected:
+                    got = "the end of the stream" if part is None else "a frame of %d" % len(part)
+                    raise FramingError("attachment: a frame of %d bytes was due, got %s" % (expected, got))
+                if len(part) == size:
+                    data = part
+                else:
+                    data += part
+            try:
+                if entry.get("kind") != "bytes":
+                    raise ValueError("its kind is not 'bytes'")
+                place(message, path, bytes(data))
+            except (LookupError, TypeError, ValueError, AttributeError) as error:
+                problem = problem or bad_args("attachment %s: %s" % (shown, text_of(error)))
+        return problem
+
+    def _await(self, awaitable):
+        import asyncio
+
+        if self._loop is None:
+            self._loop = asyncio.new_event_loop()
+            asyncio.set_event_loop(self._loop)
+        if not asyncio.iscoroutine(awaitable):
+            inner = awaitable
+
+            async def wait():
+                return await inner
+
+            awaitable = wait()
+        return self._loop.run_until_complete(awaitable)
+
+    def _notice(self, message):
+        """Take a message that is no request; a type nobody knows here is of a later protocol."""
+        session = message.get("session")
+        if message["type"] == "session_end" and type(session) is str:
+            self.sessions.pop(session, None)
+
+    def context(self):
+        request = self._request or (None, None, None)
+        if self._context is None:
+            self._context = Context(self, *request)
+        return self._context
+
+    def begin(self, request_id, session, deadline_ms):
+        """Note a callable's request for ``context``; None, None, None ends it."""
+        self._count += request_id is not None
+        self._context = None
+        deadline = None if deadline_ms is None else time.monotonic() + deadline_ms / 1000
+        self._request = None if request_id is None else (request_id, session, deadline)
+
+    # Start
+
+    def _start(self, request_id, message):
+        """Agree on a protocol, load the handlers, run on_start; answer the first request if that is due here.
+
+        Returns:
+            False after a failed start, the message when it was answered, True when it is still to be served.
+        """
+        self._started = True
+        args = message.get("args")
+        is_ping = message.get("command") == "ping" and type(args) is dict
+        start_new_thread(watch_eof, (self,))
+        try:
+            reply_protocol = self._negotiate(args.get("protocol")) if is_ping else None
+            if is_ping:
+                self.worker_id = args.get("worker_id", "unknown")
+            self._load(args.get("start_args") if is_ping else None)
+            if is_ping and args.get("prepare") is True and self._callables is not None:
+                self._callables.prepare()
+        except FramingError as error:
+            self._bad_frame(None, str(error))
+            return False
+        except BaseException as error:
+            if self.stream.forked:
+                raise
+            self._reply_error(request_id, None, error)
+            return False
+        self._context = None
+        if reply_protocol is None:
+            return True
+        reply_protocol["commands"] = {name: h.describe() for name, h in sorted(self._commands.items())}
+        self._count += 1
+        result = self._ping(args)
+        result["protocol"] = reply_protocol
+        self._reply(request_id, None, encode(result, "result", None), None)
+        self._log_agreed = "log" in self.agreed
+        return message
+
+    def _negotiate(self, offer):
+        if type(offer) is not dict or 1 not in (offer.get("versions") or ()):
+            return None
+        self.level = 1
+        max_frame = offer.get("max_frame", DEFAULT_MAX_FRAME)
+        if type(max_frame) is not int or max_frame < 1:
+            raise bad_args("ping: protocol.max_frame must be an integer >= 1")
+        self.stream.max_frame = min(max_frame, LARGEST_MAX_FRAME)
+        own = set(CAPABILITIES)
+        if self.stream.claim_fd is None:
+            own.remove("claim")
+        if not self._wants_callables:
+            own.remove("pickle")
+        offered = offer.get("capabilities") or ()
+        agreed = [name for name in CAPABILITIES if name in own and name in offered]
+        self.agreed = frozenset(agreed)
+        if "pickle" in agreed:
+            self._callables = Callables(self)
+        return {
+            "version": 1,
+            "max_frame": self.stream.max_frame,
+            "capabilities": agreed,
+            "language": "python",
+            "runtime": "%d.%d.%d" % sys.version_info[:3],
+            "bridge": BRIDGE_VERSION,
+            "pid": os.getpid(),
+        }
+
+    def _load(self, start_args):
+        if self._handlers is not None:
+            load_handlers(self._handlers)
+        if start_args is not None and not _registry.starters and not self._wants_callables:
+            raise bad_args("start_args were given, but the handlers define no @on_start function")
+        for starter in _registry.starters:
+            result = starter.call(start_args)
+            if hasattr(result, "__await__"):
+                self._await(result)
+
+    def _ping(self, args):
+        """Tell that the worker is well."""
+        known = args if type(args) is dict else {}
+        return {
+            "status": "ok",
+            "bridge_type": "generic",
+            "uptime": time.time() - self._began,
+            "requests_handled": self._count,
+            "timestamp": time.time(),
+            "python_version": sys.version,
+            "worker_id": known.get("worker_id", self.worker_id),
+            "echo": {k: v for k, v in known.items() if k not in _HANDSHAKE} if known else args,
+        }
+
+    def _info(self, args):
+        """Describe the bridge and its system."""
+        return {
+            "status": "ok",
+            "bridge_info": {
+                "name": "Snakepit Python Bridge",
+                "version": BRIDGE_VERSION,
+                "supported_commands": sorted(self._commands),
+                "uptime": time.time() - self._began,
+                "total_requests": self._count,
+            },
+            "system_info": {"python_version": sys.version, "platform": sys.platform},
+            "timestamp": time.time(),
+        }
+
+    # Replies
+
+    def _reply(self, request_id, index, text, attachments):
+        where = "" if index is None else ',"index":%d' % index
+        tail = "}" if self.level else ',"timestamp":"%s"}' % timestamp()
+        if attachments:
+            entries = [{"path": path, "kind": "bytes", "len": len(data)} for path, data in attachments]
+            tail = ',"attachments":%s%s' % (dumps(entries), tail)
+        reply = ('{"id":%d%s,"success":true,"result":%s%s' % (request_id, where, text, tail)).encode()
+        limit = self.stream.max_frame
+        if len(reply) > limit:
+            message = "the encoded reply has %d bytes; the limit is %d (max_frame)" % (len(reply), limit)
+            self._reply_error(request_id, index, Refused("too_large", "ResultTooLarge", message))
+            return
+        self.stream.write_frame(reply)
+        for _, data in attachments or ():
+            with memoryview(data) as view:
+                for start in range(0, len(data), limit):
+                    self.stream.write_frame(view[start : start + limit])
+
+    def _reply_error(self, request_id, index, error):
+        report = describe(error)
+        if not self._send_error(request_id, index, report):
+            report.pop("data", None)
+            report.pop("cause", None)
+            report["traceback"] = None
+            report["message"] = report["message"][: max(16, self.stream.max_frame // 8)]
+            self._send_error(request_id, index, report)
+
+    def _send_error(self, request_id, index, report):
+        reply = {"id": request_id, "success": False}
+        if index is not None:
+            reply["index"] = index
+        reply["error"] = report if "errors" in self.agreed else report["message"]
+        if not self.level:
+            reply["timestamp"] = timestamp()
+        return self._send(dumps(reply))
+
+    def _send(self, text):
+        data = text.encode()
+        if len(data) > self.stream.max_frame:
+            return False
+        self.stream.write_frame(data)
+        return True
+
+    def _bad_frame(self, payload, reason):
+        """Answer what is no request, with its id if one can be seen, and say so on stderr."""
+        request_id = None
+        seen = ""
+        if payload is not None:
+            import re
+
+            match = re.search(rb'[{,]\s*"id"\s*:\s*(\d{1,16})\s*[,}]', payload[:4096])
+            request_id = int(match.group(1)) if match else None
+            seen = "; bytes seen: %r" % bytes(payload[:80])
+        message = cap("bad frame: %s%s" % (reason, seen))
+        complain(message)
+        self._reply_error(request_id, None, Refused("internal", "BadFrame", message))
+
+    def log(self, request_id, level, message, fields):
+        if self._log_agreed and request_id is not None:
+            entry = {"type": "log", "id": request_id, "level": str(level), "message": cap(str(message))}
+            try:
+                text = dumps(dict(entry, fields=convert(fields, "fields", (), None)))
+            except (Refused, ValueError, RecursionError):
+                shown = {cap(key): cap(repr(value)) for key, value in fields.items()}
+                text = dumps(dict(entry, fields=shown))
+            if self._send(text):
+                return
+        shown = "".join(" %s=%r" % item for item in fields.items())
+        complain(("[%s] %s%s" % (level, message, shown)).replace("\n", "\\n"))
+
+
+def timestamp():
+    now = time.time()
+    return "%s.%03dZ" % (time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now)), now % 1 * 1000)
+
+
+def place(message, path, data):
+    """Set the value at an RFC 6901 pointer.
+
+    Raises:
+        LookupError, TypeError, ValueError, AttributeError: The pointer leads nowhere.
+    """
+    if not path.startswith("/"):
+        raise ValueError("not a JSON pointer")
+    parts = [part.replace("~1", "/").replace("~0", "~") for part in path[1:].split("/")]
+    target = message
+    for part in parts[:-1]:
+        target = target[int(part)] if type(target) is list else target[part]
+    last = int(parts[-1]) if type(target) is list else parts[-1]
+    if target[last] is not None:
+        raise ValueError("the place does not hold null")
+    target[last] = data
+
+
+def load_handlers(name):
+    """Import a handler file under its stem, its folder first on sys.path; or a module by its name."""
+    if not name.endswith(".py") and os.sep not in name:
+        if not getattr(sys.flags, "safe_path", False):
+            sys.path.insert(0, os.getcwd())
+        __import__(name)
+        return
+    path = os.path.abspath(name)
+    if not os.path.isfile(path):
+        raise FileNotFoundError("no handler file at %s" % path)
+    from importlib.util import module_from_spec, spec_from_file_location
+
+    stem = os.path.splitext(os.path.basename(path))[0]
+    if stem in sys.modules:
+        raise ImportError("handler file %s has the name of module %r; rename the file" % (path, stem))
+    sys.path.insert(0, os.path.dirname(path))
+    spec = spec_from_file_location(stem, path)
+    if spec is None:
+        raise ImportError("handler file %s is not Python source (*.py)" % path)
+    module = sys.modules[stem] = module_from_spec(spec)
+    spec.loader.exec_module(module)
+
+
+# ------------------------------------------------------------------------------------------- callables
+
+
+class Callables:
+    """Runs pickled calls: frames of two pickles, a header and a body (PROTOCOL.md, "Callables")."""
+
+    def __init__(self, runner):
+        import pickle
+
+        self._runner = runner
+        self._stream = runner.stream
+        self._loads = pickle.loads
+        self._dumps = pickle.dumps
+        # Classes and functions of the host's __main__ are rebuilt here under that name: they must not
+        # be taken for this file's own.
+        sys.modules["__main__"] = type(sys)("__main__")
+
+    def prepare(self):
+        """Read the preparation frame, become the process it describes, run the initializer.
+
+        Raises:
+            Refused: ``initializer_error`` wraps what the preparation or the initializer raised.
+        """
+        payload = self._stream.read_frame()
+        if payload is None or payload[0] != PICKLE_START:
+            raise FramingError("a preparation frame was due")
+        try:
+            data = self._loads(payload)
+            for fd in data.get("fds", ()):
+                os.set_inheritable(fd, False)
+            apply_preparation(data["preparation"])
+            if data["initializer"] is not None:
+                from multiprocessing import process
+
+                # multiprocessing's proxies connect differently while they are inherited
+                process.current_process()._inheriting = True
+                try:
+                    initializer, initargs = self._loads(data["initializer"])
+                finally:
+                    del process.current_process()._inheriting
+                initializer(*initargs)
+        except BaseException as error:
+            if self._stream.forked:
+                raise
+            raise InitializerFailed(error) from None
+
+    def serve(self, payload):
+        view = memoryview(payload)
+        try:
+            # The header is one pickle frame: PROTO x, FRAME, length in 8 bytes, that many bytes.
+            end = 11 + int.from_bytes(view[3:11], "little")
+            request_id, session, deadline_ms, claim, kind = self._loads(view[:end])
+        except Exception as error:
+            self._runner._bad_frame(payload, "%s: %s" % (type(error).__name__, error))
+            return
+        try:
+            if claim and not self._stream.claim():
+                self._send(request_id, "recalled", b"")
+                return
+        except (Refused, OSError) as error:
+            self._send(request_id, *self._pack_error(error))
+            return
+        self._runner.begin(request_id, session, deadline_ms)
+        try:
+            outcome, body = self._perform(kind, view[end:])
+        finally:
+            self._runner.begin(None, None, None)
+        self._send(request_id, outcome, body)
+
+    def _perform(self, kind, body):
+        try:
+            if kind == "call":
+                fn, args, kwargs = self._loads(body)
+                result = fn(*args, **kwargs)
+            elif kind == "chunk":
+                fn, calls = self._loads(body)
+                result = [fn(*args) for args in calls]
+            else:
+                raise ValueError("unknown kind of call %r" % (kind,))
+            return "result", self._pickle(result)
+        except BaseException as error:
+            if self._stream.forked:
+                raise
+            return self._pack_error(error)
+
+    def _pickle(self, value):
+        try:
+            return self._dumps(value, 5)
+        except BaseException as error:
+            try:
+                from cloudpickle import dumps as dumps_by_value
+            except ImportError:
+                raise error from None
+        return dumps_by_value(value, 5)
+
+    def _pack_error(self, error):
+        """Return what carries an exception: itself if the host can rebuild it, else its description."""
+        text = traceback_of(error)
+        try:
+            body = self._pickle((error, text))
+            rebuilt, _ = self._loads(body)
+            if isinstance(rebuilt, BaseException):
+                return "error", body
+        except BaseException as second:
+            reason = "%s: %s" % (type(second).__name__, text_of(second))
+            text += "\n(The exception itself could not be sent: %s)\n" % reason
+        report = {"type": type(error).__name__, "message": text_of(error), "traceback": text}
+        return "opaque", self._dumps(report, 5)
+
+    def _send(self, request_id, kind, body):
+        header = self._dumps((request_id, kind), 5)
+        size, limit = len(header) + len(body), self._stream.max_frame
+        if size > limit:
+            header = self._dumps((request_id, "too_large"), 5)
+            body = self._dumps({"size": size, "limit": limit}, 5)
+        self._stream.write_frame(header, body)
+
+
+class InitializerFailed(Exception):
+    """Wraps what the preparation of a callable worker raised; its reply describes the wrapped one."""
+
+    def __init__(self, error):
+        super().__init__(text_of(error))
+        self.error = error
+
+
+def apply_preparation(data):
+    """Become the process that the host's preparation data describe; the host's __main__ is not imported."""
+    if "tracker_fd" in data:
+        from loky.backend.spawn import prepare
+
+        prepare(data)
+        return
+    sys.path[:] = data["sys_path"]
+    sys.argv = data["sys_argv"]
+    os.chdir(data["dir"])
+    if data.get("log_to_stderr") or "log_level" in data or "mp_tracker_fd" in data:
+        from multiprocessing import spawn
+
+        spawn.prepare({k: v for k, v in data.items() if k not in ("mp_tracker_fd", "log_fmt")})
+        if "mp_tracker_fd" in data:
+            from multiprocessing.resource_tracker import _resource_tracker
+
+            _resource_tracker._fd = data["mp_tracker_fd"]
+    else:
+        sys.meta_path.insert(0, OnMultiprocessing(data))
+
+
+class OnMultiprocessing:
+    """Sets name, key and origin of this process when multiprocessing is first imported.
+
+    The import takes as long as the rest of the start, and most callables never need it; a manager's
+    proxy among the arguments does, and then needs the host's key.
+    """
+
+    def __init__(self, data):
+        self._data = data
+
+    def find_spec(self, name, path=None, target=None):
+        if name != "multiprocessing.process":
+            return None
+        from importlib.machinery import PathFinder
+
+        sys.meta_path.remove(self)
+        spec = PathFinder.find_spec(name, path)
+        if spec is None:
+            return None
+        execute = spec.loader.exec_module
+
+        def exec_module(module):
+            execute(module)
+            current = module.current_process()
+            current.name = self._data["name"]
+            current.authkey = self._data["authkey"]
+            module.ORIGINAL_DIR = self._data["orig_dir"]
+
+        spec.loader.exec_module = exec_module
+        return spec
+
+
+# ------------------------------------------------------------------------------------------------ start
+
+USAGE = "usage: snakepit_bridge.py [--handlers FILE_OR_MODULE] [--callables] [--mode ANYTHING]"
+_HANDSHAKE = ("protocol", "start_args", "prepare")  # of the first ping; not echoed
+_runner = None
+
+
+def parse_argv(argv):
+    """Return (handlers or None, callables).
+
+    Raises:
+        ValueError: An option that does not exist, or lacks its value.
+    """
+    handlers, callables, rest = None, False, list(argv)
+    while rest:
+        option, equals, value = rest.pop(0).partition("=")
+        if option == "--callables" and not equals:
+            callables = True
+        elif option in ("--handlers", "--mode"):
+            if not equals:
+                if not rest:
+                    raise ValueError("%s needs a value" % option)
+                value = rest.pop(0)
+            handlers = value if option == "--handlers" else handlers
+        else:
+            raise ValueError("unknown option %r" % option)
+    return handlers, callables
+
+
+def main(argv):
+    """Run the worker; return its exit status: 0 end of requests, 1 failed start, 2 bad option or frame."""
+    global _runner
+    try:
+        handlers, callables = parse_argv(argv)
+        stream = open_stream()
+    except (ValueError, OSError) as error:
+        complain("%s\n%s" % (error, USAGE))
+        return 2
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.register_at_fork(after_in_child=stream.drop_in_child)
+    for output in (sys.stdout, sys.stderr):
+        if output is not None:
+            output.reconfigure(line_buffering=True)
+    if sys.path and sys.path[0] == os.path.dirname(os.path.realpath(__file__)):
+        sys.path.append(sys.path.pop(0))  # importable, but in nobody's way
+    # The name that handlers import is this module, whatever else was registered under it.
+    sys.modules["snakepit_bridge"] = sys.modules[__name__]
+    _runner = Runner(stream, handlers, callables)
+    status = _runner.run()
+    _runner.close()
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

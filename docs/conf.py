@@ -1,0 +1,33 @@
+"""Sphinx configuration; built with ``make docs``, where every warning is an error."""
+
+from __future__ import annotations
+
+import configparser
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+metadata = configparser.ConfigParser()
+metadata.read(ROOT / "setup.cfg", encoding="utf-8")
+
+project = "snakepit"
+author = metadata["metadata"]["author"]
+copyright = f"2026, {author}"
+release = version = metadata["metadata"]["version"]
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+exclude_patterns = ["_build", "changelog.d"]
+
+html_theme = "furo"
+html_title = f"snakepit {release}"
+
+myst_enable_extensions = ["colon_fence", "deflist"]
+myst_heading_anchors = 3
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+autodoc_preserve_defaults = True
+# Attributes sections describe what the class body already declares.
+napoleon_use_ivar = True

@@ -1,0 +1,69 @@
+"""A pool of external worker processes behind a ``concurrent.futures.Executor``."""
+
+from __future__ import annotations
+
+from ._future import SnakepitFuture
+from ._model import PoolStats, WorkerInfo
+from .adapters import Adapter, CallableAdapter, CommandAdapter, JavaScriptAdapter, PythonAdapter, WorkerSpec
+from .config import PoolConfig
+from .errors import (
+    CommandError,
+    CommandTimeout,
+    EncodeError,
+    InternalError,
+    InvalidArguments,
+    PoolBroken,
+    ProtocolError,
+    QueueFull,
+    QueueTimeout,
+    ResultError,
+    SessionBusy,
+    SessionError,
+    SessionExists,
+    SessionLost,
+    SessionNotFound,
+    SessionQuotaExceeded,
+    SnakepitError,
+    UnknownCommand,
+    WorkerDied,
+    WorkerStartError,
+)
+from .executor import SnakepitExecutor
+from .sessions import SessionStore
+
+__version__ = "0.1.0"
+
+__all__ = (
+    "Adapter",
+    "CallableAdapter",
+    "CommandAdapter",
+    "CommandError",
+    "CommandTimeout",
+    "EncodeError",
+    "InternalError",
+    "InvalidArguments",
+    "JavaScriptAdapter",
+    "PoolBroken",
+    "PoolConfig",
+    "PoolStats",
+    "ProtocolError",
+    "PythonAdapter",
+    "QueueFull",
+    "QueueTimeout",
+    "ResultError",
+    "SessionBusy",
+    "SessionError",
+    "SessionExists",
+    "SessionLost",
+    "SessionNotFound",
+    "SessionQuotaExceeded",
+    "SessionStore",
+    "SnakepitError",
+    "SnakepitExecutor",
+    "SnakepitFuture",
+    "UnknownCommand",
+    "WorkerDied",
+    "WorkerInfo",
+    "WorkerSpec",
+    "WorkerStartError",
+)

@@ -1,0 +1,52 @@
+"""The one clock of the host: monotonic seconds, and the check of every time-out a user gives.
+
+Runs on any thread and owns no state.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from enum import Enum
+from typing import Final
+
+__all__ = ("INHERIT", "Inherit", "check_timeout", "monotonic_s", "pick_timeout")
+
+monotonic_s = time.monotonic
+
+
+class Inherit(Enum):
+    """The default of every time-out parameter: take the value from outside (None means "no limit")."""
+
+    INHERIT = "inherit"
+
+    def __repr__(self) -> str:
+        return "<inherit>"
+
+
+INHERIT: Final = Inherit.INHERIT
+
+
+def check_timeout(name: str, value: object) -> float | None:
+    """Return ``value`` as seconds, or None for "no limit".
+
+    Args:
+        name: The parameter, for the message.
+        value: Seconds, > 0; ``math.inf`` counts as None.
+
+    Raises:
+        TypeError: Not a number (bool and str included); raised here.
+        ValueError: Zero, negative or NaN; raised here.
+    """
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be seconds > 0 or None, not {value!r} ({type(value).__name__})")
+    if math.isnan(value) or value <= 0:
+        raise ValueError(f"{name} must be seconds > 0 or None (no limit), not {value!r}")
+    return None if math.isinf(value) else float(value)
+
+
+def pick_timeout(name: str, value: float | None | Inherit, outer_s: float | None) -> float | None:
+    """Return the time-out in force: ``value`` if it was given, else the one from outside."""
+    return outer_s if value is INHERIT else check_timeout(name, value)

@@ -1,0 +1,90 @@
+"""Posts from any thread to one thread that drains them, and the wake-up of its select.
+
+Posting is safe from every thread and never blocks; draining belongs to the owner's thread.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import deque
+from typing import Any
+
+__all__ = ("Inbox",)
+
+
+class Inbox:
+    """A queue with a descriptor that becomes readable when the owner sleeps and something is posted.
+
+    Attributes:
+        lock: Protects the queue and whatever its owner ties to the same instant (admission, counters).
+    """
+
+    # LOCK: `lock` protects `_items`, `_asleep` and the ledger; it does not nest and is never held while calling out.
+    # INVARIANT: `_asleep` is True only between `may_sleep` and the next post or `awake`; so a burst of
+    # posts makes one system call, and none while the owner is at work.
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self._items: deque[Any] = deque()
+        self._asleep = False
+        self._closed = False
+        if hasattr(os, "eventfd"):
+            self.fd = self._write_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        else:
+            self.fd, self._write_fd = os.pipe()
+            os.set_blocking(self.fd, False)
+            os.set_blocking(self._write_fd, False)
+
+    def post(self, item: object) -> bool:
+        """Add an item and wake the owner if it sleeps; False when the owner is gone."""
+        with self.lock:
+            return self.post_locked(item)
+
+    def post_locked(self, item: object) -> bool:
+        """The same, with the lock held."""
+        if self._closed:
+            return False
+        self._items.append(item)
+        if self._asleep:
+            self._asleep = False
+            try:
+                os.write(self._write_fd, b"\x01\0\0\0\0\0\0\0")
+            except BlockingIOError:
+                # A full wake-up pipe wakes as well as one byte more.
+                return True
+        return True
+
+    def may_sleep(self) -> bool:
+        """THREAD: owner.  Return True when nothing is posted; from then on a post wakes the descriptor."""
+        with self.lock:
+            self._asleep = not self._items
+            return self._asleep
+
+    def drain(self) -> deque[Any]:
+        """THREAD: owner.  Take everything that was posted, in order."""
+        with self.lock:
+            self._asleep = False
+            items, self._items = self._items, deque()
+        return items
+
+    def clear_wake(self) -> None:
+        """THREAD: owner.  Make the descriptor unreadable again."""
+        try:
+            os.read(self.fd, 4096)
+        except BlockingIOError:
+            return
+
+    def close(self) -> deque[Any]:
+        """Release the descriptors and return what was posted last; later posts are refused."""
+        with self.lock:
+            self._closed = True
+            self._asleep = False
+            items, self._items = self._items, deque()
+            fds, self.fd, self._write_fd = {self.fd, self._write_fd}, -1, -1
+        for fd in fds - {-1}:
+            os.close(fd)
+        return items
+
+    def replace_lock(self) -> None:
+        """THREAD: the only one of a forked child.  The lock may be held by a thread that is gone."""
+        self.lock = threading.Lock()

@@ -1,0 +1,65 @@
+"""The scheduler's invariants as assertions; for tests, after every event.
+
+Pure; reads the scheduler's state and changes nothing.
+"""
+
+from __future__ import annotations
+
+from ._board import Board
+from ._dispatcher import Dispatcher
+from ._model import PoolState, Request, RequestKind, RequestState, WorkerState
+from ._session_rules import SessionRules
+
+__all__ = ("check_invariants",)
+
+
+def check_invariants(board: Board, rules: SessionRules, dispatcher: Dispatcher) -> None:
+    """Raise AssertionError, naming the invariant, when one does not hold."""
+    board.workers.check()
+    workers = list(board.workers.by_id.values())
+    queued = dispatcher.waiting()
+    sent = [request for worker in workers for request in worker.sent]
+
+    seen: set[Request] = set()
+    for request in [*queued, *sent]:
+        assert request not in seen, f"I1 {request!r} is in two places"
+        seen.add(request)
+    for request in queued:
+        assert request.state is RequestState.QUEUED, f"I1 {request!r} in a lane"
+        assert request.entry is not None and request.lane is not None, f"I7 {request!r}"
+    for request in sent:
+        assert request.state is not RequestState.QUEUED, f"I1 {request!r} in a pipe"
+        assert request.lane is None, f"I1 {request!r} in a pipe and a lane"
+
+    ahead = 0
+    for worker in workers:
+        if worker.state is WorkerState.BUSY:
+            assert worker.sent or worker.skips, f"I2 {worker!r}"
+        elif worker.state is not WorkerState.CONDEMNED:
+            pinging = worker.state is WorkerState.CHECKING
+            assert bool(worker.sent) == pinging, f"I2 {worker!r} has {list(worker.sent)}"
+        for place, request in enumerate(worker.sent):
+            ahead += request.ahead
+            if place == 0 and worker.state is not WorkerState.CONDEMNED:
+                assert request.started_at is not None and not request.ahead, f"I2 {request!r} is oldest, not begun"
+    assert ahead == board.ahead, "ahead"
+
+    for session in rules.all_sessions():
+        if session.worker is not None:
+            assert session.worker.state is not WorkerState.CONDEMNED, f"I4 {session.session_id}"
+            assert session.worker.sessions.get(session.session_id) is session, f"I4 {session.session_id}"
+            assert not len(session.waiting), f"I4 {session.session_id} waits although bound"
+        members = [r for r in seen if r.session is session and r.state is not RequestState.DONE]
+        users = sum(r.kind is RequestKind.USER for r in members)
+        assert users == session.unsettled, f"I1 {session.session_id}: {users} != {session.unsettled}"
+        if session.pinned and session.worker is not None:
+            for request in members:
+                home = request.lane is session.worker.lane if request.lane is not None else request.worker
+                assert home is True or home is session.worker, f"I4 {request!r} of {session.session_id} is elsewhere"
+
+    if board.state in (PoolState.OPEN, PoolState.DRAINING):
+        for worker in board.workers.idle:
+            assert not len(worker.lane), f"I6 {worker!r} idles with {len(worker.lane)} of its own waiting"
+        assert not (board.workers.idle and len(board.queue)), "I6 idle workers beside a common queue"
+    if board.broken_by is not None:
+        assert not queued, "a broken pool has queued requests"

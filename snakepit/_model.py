@@ -1,0 +1,611 @@
+"""The nouns of a pool: requests, workers, slots, the events that happen and the actions to take.
+
+Pure data; no thread, no I/O.  Requests are made by callers and owned by the scheduler from their
+acceptance to their end; workers and slots are owned by the scheduler.  Events are past participles,
+actions imperatives.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from enum import Enum
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+if TYPE_CHECKING:
+    from ._affinity import Session
+    from ._lanes import Entry, Lane
+
+__all__ = ()
+
+
+class PoolState(Enum):
+    OPEN = "open"
+    DRAINING = "draining"
+    CLOSED = "closed"
+    BROKEN = "broken"
+
+
+class WorkerState(Enum):
+    STARTING = "starting"
+    IDLE = "idle"
+    CHECKING = "checking"
+    """Idle for its users, with a health check in its pipe."""
+    BUSY = "busy"
+    CONDEMNED = "condemned"
+
+
+class RequestState(Enum):
+    QUEUED = "queued"
+    SENT = "sent"
+    DONE = "done"
+
+
+class RequestKind(Enum):
+    USER = "user"
+    SETUP = "setup"
+    """A command of a session's set-up; nobody waits for it but the session's next request."""
+    PING = "ping"
+    SESSION_END = "session_end"
+    """Not answered by the worker; in its lane only so that it is sent in order."""
+
+
+class Outcome(Enum):
+    """How a request ended, as it is counted in ``PoolStats`` and told by ``snakepit.worker.request``."""
+
+    COMPLETED = "ok"
+    ERROR = "error"
+    DIED = "died"
+    CANCELLED = "cancelled"
+    QUEUE_TIMEOUT = "queue_timeout"
+    COMMAND_TIMEOUT = "timeout"
+
+
+class ExitReason(Enum):
+    """Why a worker ended; the value appears in ``snakepit.worker.exited``."""
+
+    CRASH = "crash"
+    START_FAILED = "start_failed"
+    TIMEOUT = "timeout"
+    CANCELLED = "cancelled"
+    PROTOCOL = "protocol"
+    HEALTH = "health"
+    MAX_REQUESTS = "max_requests"
+    MAX_AGE = "max_age"
+    MAX_RSS = "max_rss"
+    RECYCLED = "recycled"
+    IDLE = "idle"
+    SHUTDOWN = "shutdown"
+    TERMINATED = "terminated"
+    BROKEN = "broken"
+
+
+EXPECTED_EXITS = frozenset(
+    (
+        ExitReason.MAX_REQUESTS,
+        ExitReason.MAX_AGE,
+        ExitReason.MAX_RSS,
+        ExitReason.RECYCLED,
+        ExitReason.IDLE,
+        ExitReason.SHUTDOWN,
+        ExitReason.TERMINATED,
+    )
+)
+"""Exits that somebody asked for: they do not warn and do not count against the restart budget."""
+
+
+class Request:
+    """One accepted request (or one of the pool's own) on its way through the pool.
+
+    Attributes:
+        future: What the caller holds; None for the pool's own requests.
+        content: The encoded request, opaque to the scheduler.
+        command: Name for messages and events.
+        seq: Place in the order of acceptance, given under the admission lock.
+        weight: Items it counts for in the statistics (a chunk of callables: its length).
+        size_bytes: Encoded bytes it holds while it waits.
+        rank: Priority negated, and never lower than that of its session's previous request.
+    """
+
+    # INVARIANT: `entry` is the one live entry of this request in a lane (I1, I7), None when it is in no lane.
+    # INVARIANT: `timer` is the one live deadline: queue time-out while queued, run time-out while oldest.
+    # LOCK: `settled` and `counted_running` belong to the ledger's lock, everything else to the manager's thread.
+    __slots__ = (
+        "accepted_at",
+        "affinity",
+        "ahead",
+        "chunk",
+        "command",
+        "content",
+        "counted_running",
+        "entry",
+        "future",
+        "kind",
+        "lane",
+        "priority",
+        "queue_deadline",
+        "rank",
+        "sent_at",
+        "seq",
+        "session",
+        "session_id",
+        "settled",
+        "setup",
+        "size_bytes",
+        "started_at",
+        "state",
+        "timeout_s",
+        "timer",
+        "ttl_s",
+        "weight",
+        "worker",
+    )
+
+    def __init__(
+        self,
+        content: Any,
+        command: str,
+        *,
+        future: Any = None,
+        kind: RequestKind = RequestKind.USER,
+        session_id: str | None = None,
+        affinity: str = "strict",
+        setup: tuple[Any, ...] = (),
+        ttl_s: float | None = None,
+        priority: int = 0,
+        timeout_s: float | None = None,
+        queue_deadline: float | None = None,
+        accepted_at: float = 0.0,
+        weight: int = 1,
+        size_bytes: int = 0,
+        chunk: object = None,
+    ) -> None:
+        self.content = content
+        self.command = command
+        self.future = future
+        self.kind = kind
+        self.session_id = session_id
+        self.affinity = affinity
+        self.setup = setup
+        self.ttl_s = ttl_s
+        self.priority = priority
+        self.rank = -priority
+        self.timeout_s = timeout_s
+        self.queue_deadline = queue_deadline
+        self.accepted_at = accepted_at
+        self.weight = weight
+        self.size_bytes = size_bytes
+        self.chunk = chunk
+        self.seq = 0
+        self.state = RequestState.QUEUED
+        self.session: Session | None = None
+        self.entry: Entry | None = None
+        self.lane: Lane | None = None
+        self.timer: Any = None
+        self.worker: Worker | None = None
+        self.sent_at = 0.0
+        self.started_at: float | None = None
+        self.ahead = False
+        self.settled = False
+        self.counted_running = False
+
+    def __repr__(self) -> str:
+        return f"<Request {self.seq} {self.command} {self.state.value}>"
+
+    def claim(self) -> bool:
+        """Move the future from pending to running; False when it was cancelled first."""
+        return self.future is None or self.future.claim()
+
+
+class Slot:
+    """One of the pool's places for a worker; outlives the processes that fill it."""
+
+    __slots__ = ("failures", "incarnation", "index", "respawn", "timer", "worker")
+
+    def __init__(self, index: int) -> None:
+        self.index = index
+        self.incarnation = 0
+        self.worker: Worker | None = None
+        self.failures = 0
+        self.timer: Any = None
+        self.respawn = False
+
+
+class Worker:
+    """One incarnation of a slot: what the scheduler knows about one process.
+
+    Attributes:
+        sent: Requests in the worker's pipe, oldest first; the first is the one that runs.
+        lane: Queued requests that only this worker may run.
+        service_s: Recent time of one request, smoothed; None before the first.
+        skips: Frames that the host took back and the worker has yet to step over.
+        recalling: A take-back is under way, or found nothing and has to wait for the worker's next reply.
+        used: Something was sent to it after its handshake.
+        proven: It has answered something after its handshake.
+        closed: It closed its reply pipe, so nothing more is sent to it.
+        retire: Why it is to be replaced once it is drained, or None.
+        overdue: It is drained no longer: it is replaced after what it runs.
+        expires_at: Monotonic seconds at which it is due for replacement, or None.
+    """
+
+    __slots__ = (
+        "argv",
+        "can_claim",
+        "can_end_session",
+        "closed",
+        "expires_at",
+        "idle_since",
+        "lane",
+        "overdue",
+        "pid",
+        "proven",
+        "ready_at",
+        "reason",
+        "recalling",
+        "requests",
+        "retire",
+        "rss_bytes",
+        "sent",
+        "service_s",
+        "sessions",
+        "skips",
+        "slot",
+        "spawned_at",
+        "start_error",
+        "state",
+        "timer",
+        "used",
+        "worker_id",
+    )
+
+    def __init__(self, worker_id: str, slot: Slot, lane: Lane, now: float) -> None:
+        self.worker_id = worker_id
+        self.slot = slot
+        self.lane = lane
+        self.state = WorkerState.STARTING
+        self.sent: deque[Request] = deque()
+        self.sessions: dict[str, Session] = {}
+        self.pid: int | None = None
+        self.argv: tuple[str, ...] = ()
+        self.spawned_at = now
+        self.ready_at: float | None = None
+        self.idle_since = now
+        self.requests = 0
+        self.used = False
+        self.proven = False
+        self.closed = False
+        self.expires_at: float | None = None
+        self.service_s: float | None = None
+        self.can_claim = False
+        self.can_end_session = False
+        self.skips = 0
+        self.recalling = False
+        self.rss_bytes: int | None = None
+        self.retire: ExitReason | None = None
+        self.overdue = False
+        self.reason: ExitReason | None = None
+        self.start_error: BaseException | None = None
+        self.timer: Any = None
+
+    def __repr__(self) -> str:
+        return f"<Worker {self.worker_id} {self.state.value}>"
+
+    @property
+    def in_service(self) -> bool:
+        """True while it may be given work that others could do as well."""
+        return self.retire is None and not self.closed
+
+
+# Events ---------------------------------------------------------------------------------------------
+
+
+@attrs.frozen(eq=False)
+class Submitted:
+    request: Request
+
+
+@attrs.frozen(eq=False)
+class Cancelled:
+    """The caller cancelled; the ledger has counted it and the future has ended."""
+
+    request: Request
+
+
+@attrs.frozen
+class Ready:
+    worker_id: str
+    can_claim: bool = False
+    can_end_session: bool = False
+
+
+@attrs.frozen
+class Started:
+    """The process exists; its handshake is under way."""
+
+    worker_id: str
+    pid: int
+    argv: tuple[str, ...] = ()
+
+
+@attrs.frozen
+class StartFailed:
+    """The handshake failed; the process may still live. ``fatal`` breaks the pool at once."""
+
+    worker_id: str
+    error: BaseException
+    fatal: bool = False
+
+
+@attrs.frozen
+class SpawnRefused:
+    """The system could not make the process."""
+
+    worker_id: str
+    error: BaseException
+
+
+@attrs.frozen(eq=False)
+class Replied:
+    """The worker answered its oldest request. ``failed``: the reply is an error."""
+
+    worker_id: str
+    error: BaseException | None = None
+
+
+@attrs.frozen
+class Skipped:
+    """The worker stepped over one frame that was taken back."""
+
+    worker_id: str
+
+
+@attrs.frozen
+class TakenBack:
+    """The last ``count`` requests in the worker's pipe are certain not to start."""
+
+    worker_id: str
+    count: int
+
+
+@attrs.frozen
+class Misbehaved:
+    """The worker broke the protocol."""
+
+    worker_id: str
+    error: BaseException
+
+
+@attrs.frozen
+class PipeClosed:
+    """The worker closed its reply pipe; its exit should follow."""
+
+    worker_id: str
+
+
+@attrs.frozen
+class Exited:
+    worker_id: str
+    code: int | None = None
+    signal: int | None = None
+    stderr_tail: str = ""
+
+
+@attrs.frozen
+class RssMeasured:
+    worker_id: str
+    rss_bytes: int
+
+
+@attrs.frozen
+class SessionEnded:
+    session_id: str
+
+
+@attrs.frozen(eq=False)
+class WorkersWanted:
+    """Somebody waits until ``count`` workers are ready; ``waiter`` is answered by a ``Notify``."""
+
+    count: int
+    waiter: Any
+
+
+@attrs.frozen
+class RestartRequested:
+    worker_id: str
+
+
+@attrs.frozen
+class RecycleRequested:
+    pass
+
+
+@attrs.frozen
+class ShutdownRequested:
+    """``end_at``: monotonic seconds at which everything that still runs is ended, or None."""
+
+    cancel_queued: bool = False
+    end_at: float | None = None
+
+
+@attrs.frozen
+class EndRequested:
+    """End every worker now. ``kill``: without the time a polite end would take."""
+
+    kill: bool = False
+
+
+@attrs.frozen
+class DeadlinePassed:
+    pass
+
+
+# Actions --------------------------------------------------------------------------------------------
+
+
+@attrs.frozen(eq=False)
+class Spawn:
+    worker: Worker
+
+
+@attrs.frozen(eq=False)
+class Condemn:
+    """End the worker. ``polite``: close its pipe and give it the grace; else TERM now; ``kill``: KILL now."""
+
+    worker: Worker
+    reason: ExitReason
+    polite: bool = False
+    kill: bool = False
+
+
+@attrs.frozen(eq=False)
+class Dispatch:
+    worker: Worker
+    requests: tuple[Request, ...]
+
+
+@attrs.frozen(eq=False)
+class TakeBack:
+    """Take back up to ``count`` of the worker's last requests; answered by ``TakenBack``."""
+
+    worker: Worker
+    count: int
+
+
+@attrs.frozen(eq=False)
+class EndSession:
+    worker: Worker
+    session_id: str
+
+
+@attrs.frozen(eq=False)
+class Resolve:
+    """Settle the request with the reply that is being handled."""
+
+    request: Request
+
+
+@attrs.frozen(eq=False)
+class Fail:
+    request: Request
+    error: BaseException
+    outcome: Outcome
+
+
+@attrs.frozen(eq=False)
+class Cancel:
+    """Cancel a queued request on the pool's behalf."""
+
+    request: Request
+
+
+@attrs.frozen(eq=False)
+class Forget:
+    """The worker is gone: close its channel."""
+
+    worker: Worker
+
+
+@attrs.frozen(eq=False)
+class Notify:
+    waiter: Any
+    error: BaseException | None = None
+
+
+@attrs.frozen
+class Break:
+    """The pool is broken: later requests are refused with ``error``."""
+
+    error: BaseException
+
+
+@attrs.frozen
+class Heal:
+    """The pool is open again."""
+
+
+@attrs.frozen
+class Close:
+    """No work and no worker is left: the manager's thread may end."""
+
+
+@attrs.frozen
+class Emit:
+    event: str
+    measurements: dict[str, Any]
+    metadata: dict[str, Any]
+
+
+Action = (
+    Spawn | Condemn | Dispatch | TakeBack | EndSession | Resolve | Fail | Cancel | Forget | Notify | Break | Heal | Close | Emit
+)
+
+# What users see -------------------------------------------------------------------------------------
+
+
+@attrs.frozen
+class PoolStats:
+    """The pool's numbers at one instant.
+
+    Always ``requests == completed + errors + cancelled + queue_timeouts + command_timeouts + queued + running``.
+
+    Attributes:
+        workers: Processes that live, those being ended included.
+        available: Workers ready for a request.
+        busy: Workers that run one.
+        starting: Workers before the end of their handshake.
+        queued: Accepted and not yet the oldest request of a worker.
+        running: The oldest request of some worker.
+        requests: Accepted; a chunk counts its items.
+        completed: Ended with a result.
+        errors: Ended with an error of any kind that has no counter of its own.
+        cancelled: Ended by ``cancel`` or by the pool's shutdown.
+        queue_timeouts: Waited too long and never ran.
+        command_timeouts: Ran too long.
+        pool_saturated: Refused with ``QueueFull`` (not in ``requests``).
+        restarts: Workers started in the place of one that ended unasked.
+        recycled: Workers replaced as planned.
+    """
+
+    workers: int = 0
+    available: int = 0
+    busy: int = 0
+    starting: int = 0
+    queued: int = 0
+    running: int = 0
+    requests: int = 0
+    completed: int = 0
+    errors: int = 0
+    cancelled: int = 0
+    queue_timeouts: int = 0
+    command_timeouts: int = 0
+    pool_saturated: int = 0
+    restarts: int = 0
+    recycled: int = 0
+
+
+@attrs.frozen
+class WorkerInfo:
+    """One worker at one instant.
+
+    Attributes:
+        worker_id: Name of this incarnation; never used again.
+        slot: Place in the pool, 0 to ``max_workers - 1``.
+        incarnation: 1 for the slot's first process, rising.
+        pid: Process id, None before the spawn.
+        state: "starting", "idle", "checking", "busy" or "condemned".
+        sessions: Ids of the sessions bound to it.
+        requests: Requests it has answered.
+        uptime_s: Seconds since its spawn.
+        rss_bytes: Resident memory of its process group when last measured, else of the process now; None if unknown.
+    """
+
+    worker_id: str
+    slot: int
+    incarnation: int
+    pid: int | None
+    state: str
+    sessions: tuple[str, ...]
+    requests: int
+    uptime_s: float
+    rss_bytes: int | None

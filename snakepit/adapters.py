@@ -1,0 +1,393 @@
+"""What the workers are: how to start one, which commands it has, how to check and shape a call.
+
+The callbacks run on the caller's thread, except ``environment`` (watchdog) and ``process_response``
+(manager).  An adapter owns no process and may serve several pools.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, ClassVar
+
+import attrs
+
+from ._bridges import bridge_path
+from ._values import JsonValue
+from .errors import WorkerStartError
+
+__all__ = (
+    "Adapter",
+    "CallableAdapter",
+    "CommandAdapter",
+    "JavaScriptAdapter",
+    "PythonAdapter",
+    "WorkerSpec",
+)
+
+
+@attrs.frozen
+class WorkerSpec:
+    """The worker for which an adapter gives an environment.
+
+    Attributes:
+        worker_id: Name of this incarnation.
+        slot: Place in the pool, 0 to ``max_workers - 1``; e.g. the number of a GPU.
+        incarnation: 1 for the slot's first process, rising.
+        pool: The pool's name.
+    """
+
+    worker_id: str
+    slot: int
+    incarnation: int
+    pool: str
+
+
+class Adapter(ABC):
+    """Says what a worker is; subclass it for a language or program of your own.
+
+    The attributes below may be set on the class or on the instance.  An exception in a callback
+    hurts the call it was made for, no other.
+
+    Attributes:
+        level: 0: frames on stdin and stdout, as in Snakepit 0.1.2.  1: on pipes of their own
+            (``SNAKEPIT_FDS``), and the capabilities that the worker announces.
+        output: What becomes of the worker's stdout and stderr: "log" (lines to the logger
+            ``snakepit.worker``) or "inherit" (the host's stdout and stderr).
+        env: Environment variables to add, or None.
+        cwd: Working directory, or None for the host's.
+        inherit_env: Start from the host's environment.
+        start_args: JSON value for the worker's ``on_start``.
+    """
+
+    level: int = 0
+    output: str = "log"
+    env: Mapping[str, str] | None = None
+    cwd: str | os.PathLike[str] | None = None
+    inherit_env: bool = True
+    start_args: JsonValue = None
+    runs_callables: ClassVar[bool] = False
+
+    @abstractmethod
+    def executable_path(self) -> str:
+        """Return the program: a path, or a name to find in PATH.
+
+        Raises:
+            WorkerStartError: Not found or not executable; comes out of the executor's constructor.
+        """
+
+    def script_path(self) -> str | None:
+        """Return the script that the program runs, or None."""
+        return None
+
+    def script_args(self) -> Sequence[str]:
+        """Return the arguments after the script."""
+        return ()
+
+    def environment(self, worker: WorkerSpec) -> Mapping[str, str]:
+        """Return more environment variables for one worker, e.g. ``CUDA_VISIBLE_DEVICES`` by ``worker.slot``."""
+        return {}
+
+    def supported_commands(self) -> Collection[str] | None:
+        """Return the commands; None leaves it to the worker to refuse unknown ones."""
+        return None
+
+    def validate_command(self, command: str, args: JsonValue) -> None:
+        """Raise ``InvalidArguments`` or ``UnknownCommand`` for a call that cannot succeed; comes out of ``submit``."""
+
+    def prepare_args(self, command: str, args: JsonValue) -> JsonValue:
+        """Return the args as they are to be encoded."""
+        return args
+
+    def command_timeout(self, command: str, args: JsonValue) -> float | None:
+        """Return the seconds that this call may run, None for no limit; not overridden: the pool's ``timeout``."""
+        return None
+
+    def process_response(self, command: str, result: JsonValue) -> JsonValue:
+        """Return the result as the future gets it; runs on the pool's thread, so it must be quick."""
+        return result
+
+    def argv(self) -> tuple[str, ...]:
+        """Return the whole command line, checked.
+
+        Raises:
+            WorkerStartError: The program or script is not there; raised here.
+        """
+        program = find_executable(self.executable_path(), self)
+        script = self.script_path()
+        if script is not None and not os.path.isfile(self._from_cwd(script)):
+            raise WorkerStartError(f"{type(self).__name__}: no script {script!r}", argv=(program, script))
+        args = [str(arg) for arg in self.script_args()]
+        return (program, *([script] if script is not None else []), *args)
+
+    def _from_cwd(self, path: str) -> str:
+        return os.path.join(self.cwd, path) if self.cwd is not None else path
+
+
+def find_executable(program: str, adapter: Adapter) -> str:
+    """Return an absolute path of a program.
+
+    Raises:
+        WorkerStartError: Not found or not executable; raised here.
+    """
+    kind = type(adapter).__name__
+    if not isinstance(program, (str, os.PathLike)) or not os.fspath(program):
+        raise TypeError(f"{kind}: the program must be a path or a name, not {program!r}")
+    name = os.fspath(program)
+    if os.sep in name:
+        name = os.path.abspath(adapter._from_cwd(name) if adapter.cwd is not None else name)
+        if not os.path.isfile(name):
+            raise WorkerStartError(f"{kind}: no program at {name!r}; give the path of an existing one", argv=(name,))
+        if not os.access(name, os.X_OK):
+            raise WorkerStartError(f"{kind}: {name!r} is not executable (chmod +x it)", argv=(name,))
+        return name
+    env = {**(os.environ if adapter.inherit_env else {}), **(adapter.env or {})}
+    found = shutil.which(name, path=env.get("PATH", os.defpath))
+    if found is None:
+        raise WorkerStartError(f"{kind}: no program {name!r} in PATH; install it or give its path", argv=(name,))
+    return os.path.abspath(found)
+
+
+def _check_common(adapter: Adapter) -> None:
+    """Validate what every adapter takes; TypeError or ValueError name the parameter."""
+    kind = type(adapter).__name__
+    if adapter.output not in ("log", "inherit"):
+        raise ValueError(f"{kind}: output must be 'log' or 'inherit', not {adapter.output!r}")
+    if adapter.level not in (0, 1) or isinstance(adapter.level, bool):
+        raise ValueError(f"{kind}: level must be 0 or 1, not {adapter.level!r}")
+    if adapter.env is not None:
+        for name, value in adapter.env.items():
+            if not isinstance(name, str) or not isinstance(value, str):
+                raise TypeError(f"{kind}: env must map str to str, not {name!r} to {value!r}")
+    if adapter.cwd is not None and not os.path.isdir(adapter.cwd):
+        raise ValueError(f"{kind}: cwd {os.fspath(adapter.cwd)!r} is not a directory")
+
+
+class CommandAdapter(Adapter):
+    """Any executable that speaks the frame protocol.
+
+    Args:
+        argv: The command line, e.g. ``["ruby", "-rtime", "bridge.rb"]``; no shell sees it.
+        commands: The commands it has, or None if it answers unknown ones itself.
+        level: 0 for a bridge that uses stdin and stdout, 1 for one that opens ``SNAKEPIT_FDS``.
+        env: Environment variables to add.
+        cwd: Working directory.
+        inherit_env: Start from the host's environment.
+        start_args: JSON value for the worker's ``on_start`` (level 1).
+        output: "log" or "inherit".
+
+    Raises:
+        TypeError, ValueError: A bad parameter; raised here.
+    """
+
+    def __init__(
+        self,
+        argv: Sequence[str],
+        *,
+        commands: Collection[str] | None = None,
+        level: int = 0,
+        env: Mapping[str, str] | None = None,
+        cwd: str | os.PathLike[str] | None = None,
+        inherit_env: bool = True,
+        start_args: JsonValue = None,
+        output: str = "log",
+    ) -> None:
+        if isinstance(argv, (str, bytes)) or not argv:
+            raise TypeError(f"argv must be a sequence of words, e.g. ['ruby', 'bridge.rb'], not {argv!r}")
+        words = tuple(os.fspath(word) for word in argv)
+        if not all(isinstance(word, str) for word in words):
+            raise TypeError(f"argv must be a sequence of str, not {argv!r}")
+        if isinstance(commands, str):
+            raise TypeError(f"commands must be a collection of names, not the str {commands!r}")
+        self._argv = words
+        self._commands = None if commands is None else frozenset(commands)
+        self.level = level
+        self.env = env
+        self.cwd = cwd
+        self.inherit_env = inherit_env
+        self.start_args = start_args
+        self.output = output
+        _check_common(self)
+
+    def executable_path(self) -> str:
+        """Return the first word of the command line."""
+        return self._argv[0]
+
+    def script_args(self) -> Sequence[str]:
+        """Return the other words."""
+        return self._argv[1:]
+
+    def supported_commands(self) -> Collection[str] | None:
+        """Return ``commands``."""
+        return self._commands
+
+
+class _BridgeAdapter(Adapter):
+    """A worker that runs one of the project's own bridges, with an optional handlers file."""
+
+    level = 1
+    _bridge: ClassVar[str]
+    _suffixes: ClassVar[tuple[str, ...]]
+    _modules: ClassVar[bool]
+
+    def __init__(
+        self,
+        program: str,
+        handlers: str | os.PathLike[str] | None,
+        env: Mapping[str, str] | None,
+        cwd: str | os.PathLike[str] | None,
+        inherit_env: bool,
+        start_args: JsonValue,
+        output: str,
+    ) -> None:
+        self._program = os.fspath(program)
+        self._handlers = None if handlers is None else self._check_handlers(handlers)
+        self.env = env
+        self.cwd = cwd
+        self.inherit_env = inherit_env
+        self.start_args = start_args
+        self.output = output
+        _check_common(self)
+
+    def _check_handlers(self, handlers: str | os.PathLike[str]) -> str:
+        kind = type(self).__name__
+        if not isinstance(handlers, (str, os.PathLike)) or not os.fspath(handlers):
+            raise TypeError(f"{kind}: handlers must be the path of a file, not {handlers!r}")
+        name = os.fspath(handlers)
+        if not name.endswith(self._suffixes) and os.sep not in name and self._modules:
+            return name
+        if not name.endswith(self._suffixes):
+            raise ValueError(f"{kind}: handlers must be a {' or '.join(self._suffixes)} file, not {name!r}")
+        return os.path.abspath(name)
+
+    def executable_path(self) -> str:
+        """Return the interpreter."""
+        return self._program
+
+    def script_path(self) -> str | None:
+        """Return the bridge's file."""
+        return str(bridge_path(self._bridge))
+
+    def script_args(self) -> Sequence[str]:
+        """Return the bridge's arguments."""
+        if self._handlers is None:
+            return ()
+        if os.sep in self._handlers and not os.path.isfile(self._handlers):
+            raise WorkerStartError(f"{type(self).__name__}: no handlers file {self._handlers!r}")
+        return ("--handlers", self._handlers)
+
+
+class PythonAdapter(_BridgeAdapter):
+    """Python workers with the built-in commands and those of a handlers file.
+
+    Args:
+        handlers: A ``.py`` file or a module name, or None for the built-in commands alone.
+        python: The interpreter, 3.8 or newer, e.g. that of another virtual environment.
+        env: Environment variables to add.
+        cwd: Working directory.
+        inherit_env: Start from the host's environment.
+        start_args: JSON value for the handlers file's ``on_start``.
+        output: "log" or "inherit".
+
+    Raises:
+        TypeError, ValueError: A bad parameter; raised here.
+    """
+
+    _bridge = "python/snakepit_bridge.py"
+    _suffixes = (".py",)
+    _modules = True
+
+    def __init__(
+        self,
+        handlers: str | os.PathLike[str] | None = None,
+        *,
+        python: str | os.PathLike[str] = sys.executable,
+        env: Mapping[str, str] | None = None,
+        cwd: str | os.PathLike[str] | None = None,
+        inherit_env: bool = True,
+        start_args: JsonValue = None,
+        output: str = "log",
+    ) -> None:
+        super().__init__(os.fspath(python), handlers, env, cwd, inherit_env, start_args, output)
+
+
+class JavaScriptAdapter(_BridgeAdapter):
+    """Node workers with the built-in commands and those of a handlers file.
+
+    Args:
+        handlers: A ``.js``, ``.cjs`` or ``.mjs`` file, or None for the built-in commands alone.
+        node: The runtime, 16 or newer.
+        env: Environment variables to add.
+        cwd: Working directory.
+        inherit_env: Start from the host's environment.
+        start_args: JSON value for the handlers file's ``onStart``.
+        output: "log" or "inherit".
+
+    Raises:
+        TypeError, ValueError: A bad parameter; raised here.
+    """
+
+    _bridge = "javascript/snakepit_bridge.js"
+    _suffixes = (".js", ".cjs", ".mjs")
+    _modules = False
+
+    def __init__(
+        self,
+        handlers: str | os.PathLike[str] | None = None,
+        *,
+        node: str | os.PathLike[str] = "node",
+        env: Mapping[str, str] | None = None,
+        cwd: str | os.PathLike[str] | None = None,
+        inherit_env: bool = True,
+        start_args: JsonValue = None,
+        output: str = "log",
+    ) -> None:
+        super().__init__(os.fspath(node), handlers, env, cwd, inherit_env, start_args, output)
+
+
+class CallableAdapter(Adapter):
+    """Python workers that run callables, as those of ``ProcessPoolExecutor`` do.
+
+    Args:
+        initializer: Called once in each worker before it serves; if it raises, the pool is broken.
+        initargs: Its arguments; locks and queues made by ``SnakepitExecutor.mp_context`` may be among them.
+        mp_context: loky's context (default) or a ``spawn`` context of multiprocessing.
+        output: "inherit" (as in ``ProcessPoolExecutor``) or "log".
+
+    Raises:
+        TypeError, ValueError: A bad parameter, a fork or forkserver context included; raised here.
+    """
+
+    level = 1
+    runs_callables: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        initializer: Callable[..., object] | None = None,
+        initargs: tuple[Any, ...] = (),
+        mp_context: Any = None,
+        *,
+        output: str = "inherit",
+    ) -> None:
+        if initializer is not None and not callable(initializer):
+            raise TypeError(f"initializer must be callable, not {initializer!r}")
+        self.initializer = initializer
+        self.initargs = tuple(initargs)
+        self.mp_context = mp_context
+        self.output = output
+        _check_common(self)
+
+    def executable_path(self) -> str:
+        """Return the host's own interpreter."""
+        return sys.executable
+
+    def script_path(self) -> str | None:
+        """Return the Python bridge's file."""
+        return str(bridge_path("python/snakepit_bridge.py"))
+
+    def script_args(self) -> Sequence[str]:
+        """Return the switch to callables."""
+        return ("--callables",)

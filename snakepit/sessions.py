@@ -1,0 +1,433 @@
+"""User data by session: a store with idle time-outs, programs, a quota, and a choice of backends.
+
+Runs on the threads of its callers and owns no thread.  It has nothing to do with the affinity of
+requests to workers: nothing here lies on the way of a request.
+
+A missing or expired session or program is ``SessionNotFound``; a stored None is a value like any
+other.  Whatever goes in or comes out is a copy.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Final
+
+from ._session_backends import MemoryBackend, SessionBackend, Table
+from ._session_locks import Turns
+from ._session_records import Row, Session, SessionStats, check_callable, check_id, check_ttl
+from ._session_sqlite import SQLiteBackend
+from .errors import SessionError, SessionExists, SessionNotFound, SessionQuotaExceeded
+
+__all__ = (
+    "MemoryBackend",
+    "SQLiteBackend",
+    "Session",
+    "SessionBackend",
+    "SessionStats",
+    "SessionStore",
+)
+
+_SESSION: Final = ""  # the key of the session's own row; program ids are never empty
+_GLOBAL: Final = ""  # the owner of the global programs; session ids are never empty
+
+_UPDATE_ATTEMPTS: Final = 50  # arbitrary; each lost attempt means that another process got its change in
+
+
+class SessionStore:
+    """Sessions and programs by id, safe from any thread, with idle expiry.
+
+    An expired session is gone for every method, and its id is free; ``cleanup_expired`` frees the space,
+    and so does ``create`` where the quota is reached.  The store iterates over the ids, oldest first.
+    Ids are text, not empty; every method raises TypeError or ValueError for another one, ``in`` says
+    False, and every method but ``close`` raises ``SessionError`` after ``close``.
+
+    Args:
+        backend: ``MemoryBackend()`` when left out, or a ``SQLiteBackend``.
+        default_ttl_s: Seconds, > 0, that an id may be idle; ``math.inf`` for never.
+        max_sessions: The most sessions, and also the most global programs, > 0; None for no limit.
+        clock: Returns wall-clock seconds, so that times mean the same after a restart.
+
+    Raises:
+        TypeError: An argument of the wrong type; raised here.
+        ValueError: A number out of range; raised here.
+    """
+
+    def __init__(
+        self,
+        backend: SessionBackend | None = None,
+        *,
+        default_ttl_s: float = 3600.0,
+        max_sessions: int | None = 10_000,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        if max_sessions is not None:
+            if isinstance(max_sessions, bool) or not isinstance(max_sessions, int):
+                raise TypeError(f"max_sessions must be an int > 0 or None, not {max_sessions!r}")
+            if max_sessions <= 0:
+                raise ValueError(f"max_sessions must be an int > 0 or None, not {max_sessions!r}")
+        if not callable(clock):
+            raise TypeError(f"clock must be callable, not {clock!r}")
+        self._default_ttl_s = check_ttl("default_ttl_s", default_ttl_s)
+        self._max_sessions = max_sessions
+        self._clock = clock
+        self._backend: SessionBackend = MemoryBackend() if backend is None else backend
+        self._turns = Turns()
+        self._count_lock = threading.Lock()  # LOCK: protects _expired_total; nothing is called under it
+        self._expired_total = 0
+
+    @classmethod
+    def open(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        default_ttl_s: float = 3600.0,
+        max_sessions: int | None = 10_000,
+        clock: Callable[[], float] = time.time,
+    ) -> SessionStore:
+        """Return a store in a SQLite file, made if it does not exist; errors as in ``SQLiteBackend``."""
+        backend = SQLiteBackend(path)
+        try:
+            return cls(backend, default_ttl_s=default_ttl_s, max_sessions=max_sessions, clock=clock)
+        except BaseException:
+            backend.close()
+            raise
+
+    def create(
+        self, session_id: str, *, ttl_s: float | None = None, metadata: Mapping[str, Any] | None = None
+    ) -> Session:
+        """Make a session; of several that race for one id, one wins.
+
+        Args:
+            session_id: Not empty.
+            ttl_s: Seconds it may be idle, > 0; None for the store's default, ``math.inf`` for never.
+            metadata: ``{key: value}`` to keep with it.
+
+        Raises:
+            SessionExists: There is one that has not expired; raised here.
+            SessionQuotaExceeded: ``max_sessions`` of them have not expired; raised here.
+            TypeError, ValueError: A bad ttl, or metadata that cannot be stored; raised here.
+        """
+        session_id = check_id("session_id", session_id)
+        ttl_s = self._default_ttl_s if ttl_s is None else check_ttl("ttl_s", ttl_s)
+        if metadata is not None and not isinstance(metadata, Mapping):
+            raise TypeError(f"metadata must be a mapping or None, not {metadata!r}")
+        value = self._backend.encode({"metadata": dict(metadata or {}), "data": {}}, "")
+        with self._backend.transaction(write=True) as table:
+            now = self._clock()
+            old = table.get(session_id, _SESSION)
+            if old is not None and not old.expired(now):
+                raise SessionExists(f"session {session_id!r} exists already")
+            expired = 0 if old is None else 1
+            if old is not None:
+                table.delete(session_id, _SESSION)
+            swept, room = self._make_room(table, now, sessions=True)
+            row = Row(value, now, now, ttl_s, _new_version())
+            if room:
+                table.put(session_id, _SESSION, row)
+        self._count_expired(expired + swept)
+        if not room:
+            raise SessionQuotaExceeded(f"no room for session {session_id!r}: {self._max_sessions} exist")
+        return self._session(session_id, {_SESSION: row})
+
+    def get(self, session_id: str) -> Session:
+        """Return a snapshot of a session, which starts its idle time anew.
+
+        Raises:
+            SessionNotFound: Missing or expired; raised here.
+        """
+        session_id = check_id("session_id", session_id)
+        with self._backend.transaction(write=True, durable=False) as table:
+            now = self._clock()
+            _find_session(table, session_id, now)
+            table.touch(session_id, _SESSION, now)
+            rows = table.owned(session_id)
+        return self._session(session_id, rows)
+
+    def update(self, session_id: str, fn: Callable[[dict[str, Any]], dict[str, Any] | None]) -> Session:
+        """Change a session's data by a callback: all of it, or nothing where the callback raises.
+
+        Updates of one session (its programs included) run one at a time; nobody else waits for the
+        callback, and readers of the session see its old data meanwhile.  The callback may use the store,
+        except to update the same session.  It is called again where another process, or a ``create``
+        after a ``delete``, changed the data meanwhile.
+
+        Args:
+            session_id: An existing session.
+            fn: Receives a copy of the data; returns the new data, or None to keep the changed copy.
+
+        Returns:
+            The session afterwards.
+
+        Raises:
+            SessionNotFound: Missing or expired, before or after the callback; raised here.
+            SessionError: The callback updates a session in a way that would wait for itself, or other
+                processes changed the data each time; raised here.
+            TypeError, ValueError: A bad callback, or data that cannot be stored; raised here.
+        """
+        session_id = check_id("session_id", session_id)
+        check_callable(fn)
+
+        def change(value: dict[str, Any]) -> dict[str, Any]:
+            data = fn(value["data"])
+            if data is None:
+                data = value["data"]
+            elif not isinstance(data, dict):
+                raise TypeError(f"the update of {session_id!r} must return a dict or None, not {data!r:.80}")
+            return {"metadata": value["metadata"], "data": data}
+
+        return self._session(session_id, self._change(session_id, _SESSION, "", change))
+
+    def delete(self, session_id: str) -> bool:
+        """Remove a session with its programs; return whether there was one that had not expired."""
+        session_id = check_id("session_id", session_id)
+        with self._backend.transaction(write=True) as table:
+            row = table.get(session_id, _SESSION)
+            if row is not None:
+                table.delete(session_id, _SESSION)
+            expired = row is not None and row.expired(self._clock())
+        self._count_expired(int(expired))
+        return row is not None and not expired
+
+    def exists(self, session_id: str) -> bool:
+        """Say whether there is such a session that has not expired; its idle time goes on."""
+        session_id = check_id("session_id", session_id)
+        with self._backend.transaction(write=False) as table:
+            row = table.get(session_id, _SESSION)
+            return row is not None and not row.expired(self._clock())
+
+    def ids(self) -> tuple[str, ...]:
+        """Return the ids of all sessions that have not expired, oldest first."""
+        with self._backend.transaction(write=False) as table:
+            return table.ids(self._clock())
+
+    def __len__(self) -> int:
+        return len(self.ids())
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.ids())
+
+    def __contains__(self, session_id: object) -> bool:
+        return isinstance(session_id, str) and session_id != "" and self.exists(session_id)
+
+    def stats(self) -> SessionStats:
+        """Return the numbers of this moment."""
+        with self._backend.transaction(write=False) as table:
+            sessions, programs, global_programs = table.counts(self._clock())
+            size_bytes = table.size_bytes()
+        return SessionStats(
+            sessions=sessions,
+            programs=programs,
+            global_programs=global_programs,
+            expired_total=self._expired_total,
+            max_sessions=self._max_sessions,
+            backend=self._backend.name,
+            size_bytes=size_bytes,
+        )
+
+    def cleanup_expired(self) -> int:
+        """Remove the expired sessions and global programs; return how many there were."""
+        with self._backend.transaction(write=True) as table:
+            swept = table.sweep(self._clock())
+        self._count_expired(swept)
+        return swept
+
+    def store_program(self, session_id: str, program_id: str, program: Any) -> None:
+        """Keep a program with a session, in place of one of the same id.
+
+        Raises:
+            SessionNotFound: No such session; raised here.
+            TypeError, ValueError: A program that cannot be stored; raised here.
+        """
+        session_id = check_id("session_id", session_id)
+        program_id = check_id("program_id", program_id)
+        value = self._backend.encode(program, f"/programs/{program_id}")
+        with self._backend.transaction(write=True) as table:
+            now = self._clock()
+            _find_session(table, session_id, now)
+            table.touch(session_id, _SESSION, now)
+            table.put(session_id, program_id, Row(value, now, now, math.inf, _new_version()))
+
+    def get_program(self, session_id: str, program_id: str) -> Any:
+        """Return a program of a session, which starts the session's idle time anew.
+
+        Raises:
+            SessionNotFound: No such session, or no such program in it; raised here.
+        """
+        session_id = check_id("session_id", session_id)
+        program_id = check_id("program_id", program_id)
+        with self._backend.transaction(write=True, durable=False) as table:
+            now = self._clock()
+            row = _find(table, session_id, program_id, now)
+            table.touch(session_id, _SESSION, now)
+        return self._backend.decode(row.value)
+
+    def update_program(self, session_id: str, program_id: str, fn: Callable[[Any], Any]) -> Any:
+        """Change a program by a callback, under the rules of ``update``.
+
+        Args:
+            session_id: An existing session.
+            program_id: An existing program of it.
+            fn: Receives a copy of the program; returns the new one, or None to keep the changed copy
+                (``store_program`` stores a None).
+
+        Returns:
+            The program afterwards.
+
+        Raises:
+            SessionNotFound: No such session or program; raised here.
+            SessionError: As in ``update``; raised here.
+            TypeError, ValueError: A bad callback, or a program that cannot be stored; raised here.
+        """
+        session_id = check_id("session_id", session_id)
+        program_id = check_id("program_id", program_id)
+        check_callable(fn)
+
+        def change(program: Any) -> Any:
+            result = fn(program)
+            return program if result is None else result
+
+        rows = self._change(session_id, program_id, f"/programs/{program_id}", change)
+        return self._backend.decode(rows[program_id].value)
+
+    def delete_program(self, session_id: str, program_id: str) -> bool:
+        """Remove a program of a session; return whether there was one."""
+        session_id = check_id("session_id", session_id)
+        program_id = check_id("program_id", program_id)
+        with self._backend.transaction(write=True) as table:
+            now = self._clock()
+            session = table.get(session_id, _SESSION)
+            if session is None or session.expired(now) or table.get(session_id, program_id) is None:
+                return False
+            table.touch(session_id, _SESSION, now)
+            table.delete(session_id, program_id)
+            return True
+
+    def store_global_program(self, program_id: str, program: Any, *, ttl_s: float | None = None) -> None:
+        """Keep a program apart from sessions, in place of one of the same id.
+
+        Args:
+            program_id: Not empty.
+            program: Its record.
+            ttl_s: Seconds it may go unread, > 0; None for the store's default, ``math.inf`` for never.
+
+        Raises:
+            SessionQuotaExceeded: ``max_sessions`` global programs have not expired; raised here.
+            TypeError, ValueError: A bad ttl, or a program that cannot be stored; raised here.
+        """
+        program_id = check_id("program_id", program_id)
+        ttl_s = self._default_ttl_s if ttl_s is None else check_ttl("ttl_s", ttl_s)
+        value = self._backend.encode(program, f"/global_programs/{program_id}")
+        with self._backend.transaction(write=True) as table:
+            now = self._clock()
+            swept, room = 0, True
+            if table.get(_GLOBAL, program_id) is None:
+                swept, room = self._make_room(table, now, sessions=False)
+            if room:
+                table.put(_GLOBAL, program_id, Row(value, now, now, ttl_s, _new_version()))
+        self._count_expired(swept)
+        if not room:
+            raise SessionQuotaExceeded(f"no room for program {program_id!r}: {self._max_sessions} exist")
+
+    def get_global_program(self, program_id: str) -> Any:
+        """Return a global program, which starts its idle time anew.
+
+        Raises:
+            SessionNotFound: Missing or expired; raised here.
+        """
+        program_id = check_id("program_id", program_id)
+        with self._backend.transaction(write=True, durable=False) as table:
+            now = self._clock()
+            row = table.get(_GLOBAL, program_id)
+            if row is None or row.expired(now):
+                raise SessionNotFound(f"no global program {program_id!r}")
+            table.touch(_GLOBAL, program_id, now)
+        return self._backend.decode(row.value)
+
+    def delete_global_program(self, program_id: str) -> bool:
+        """Remove a global program; return whether there was one that had not expired."""
+        program_id = check_id("program_id", program_id)
+        with self._backend.transaction(write=True) as table:
+            row = table.get(_GLOBAL, program_id)
+            if row is not None:
+                table.delete(_GLOBAL, program_id)
+            expired = row is not None and row.expired(self._clock())
+        self._count_expired(int(expired))
+        return row is not None and not expired
+
+    def close(self) -> None:
+        """Close the backend; again is harmless."""
+        self._backend.close()
+
+    def __enter__(self) -> SessionStore:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _change(self, session_id: str, key: str, path: str, change: Callable[[Any], Any]) -> dict[str, Row]:
+        """Run an update callback outside of any transaction; store its result if nothing came between."""
+        with self._turns.turn(session_id):
+            for _ in range(_UPDATE_ATTEMPTS):
+                with self._backend.transaction(write=False) as table:
+                    row = _find(table, session_id, key, self._clock())
+                value = self._backend.encode(change(self._backend.decode(row.value)), path)
+                with self._backend.transaction(write=True) as table:
+                    now = self._clock()
+                    # RACE: 1. the callback runs; 2. another process, or store_program here, changes the
+                    # row; 3. storing the result would undo that.  The version tells, and it starts again.
+                    # Test: test_an_update_starts_again_when_the_row_changed_meanwhile.
+                    if _find(table, session_id, key, now).version == row.version:
+                        times = row.created_at, now, row.ttl_s
+                        table.put(session_id, key, Row(value, *times, _new_version()))
+                        table.touch(session_id, _SESSION, now)
+                        return table.owned(session_id)
+        raise SessionError(f"session {session_id!r} was changed by others during {_UPDATE_ATTEMPTS} updates")
+
+    def _make_room(self, table: Table, now: float, *, sessions: bool) -> tuple[int, bool]:
+        """Sweep where the quota is reached; return the number swept, and whether one more fits."""
+        kind = 0 if sessions else 1
+        if self._max_sessions is None or table.sizes()[kind] < self._max_sessions:
+            return 0, True
+        swept = table.sweep(now)
+        return swept, table.sizes()[kind] < self._max_sessions
+
+    def _count_expired(self, number: int) -> None:
+        if number:
+            with self._count_lock:
+                self._expired_total += number
+
+    def _session(self, session_id: str, rows: dict[str, Row]) -> Session:
+        head = rows.pop(_SESSION)
+        value = self._backend.decode(head.value)
+        return Session(
+            id=session_id,
+            created_at=head.created_at,
+            last_accessed_at=head.last_accessed_at,
+            ttl_s=head.ttl_s,
+            metadata=value["metadata"],
+            data=value["data"],
+            programs={key: self._backend.decode(row.value) for key, row in rows.items()},
+        )
+
+
+def _find_session(table: Table, session_id: str, now: float) -> Row:
+    row = table.get(session_id, _SESSION)
+    if row is None or row.expired(now):
+        raise SessionNotFound(f"no session {session_id!r}")
+    return row
+
+
+def _find(table: Table, session_id: str, key: str, now: float) -> Row:
+    session = _find_session(table, session_id, now)
+    row = session if key == _SESSION else table.get(session_id, key)
+    if row is None:
+        raise SessionNotFound(f"no program {key!r} in session {session_id!r}")
+    return row
+
+
+def _new_version() -> int:
+    return int.from_bytes(os.urandom(8), "big") >> 1  # SQLite integers are signed

@@ -1,0 +1,129 @@
+"""What only the Node bridge has to prove: its handler files, promises, and strays of the event loop."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conformance.driver import Bridge, Worker, start_bridge
+
+HERE = Path(__file__).resolve().parent
+
+
+def start_with(node: Bridge, handlers: Path | str) -> Worker:
+    """Start the Node bridge with one handler file."""
+    return Worker([*node.argv, "--handlers", str(handlers)])
+
+
+def test_es_module_is_a_handler_file(node: Bridge) -> None:
+    """Named exports and a default object are commands; a top-level await is finished first."""
+    with start_with(node, HERE / "handlers.mjs") as worker:
+        worker.start()
+
+        assert "hello Ada" == worker.call(1, "named", {"name": "Ada"})["result"]
+        assert "default" == worker.call(2, "fromDefault")["result"]
+
+
+def test_js_file_of_a_module_package_is_a_handler_file(node: Bridge, tmp_path: Path) -> None:
+    """A .js file is an ES module where package.json says so."""
+    (tmp_path / "package.json").write_text('{"type": "module"}')
+    (tmp_path / "commands.js").write_text("export const hi = () => 'hi';")
+    with start_with(node, tmp_path / "commands.js") as worker:
+        worker.start()
+
+        assert "hi" == worker.call(1, "hi")["result"]
+
+
+def test_handlers_override_built_in_commands_but_ping(node: Bridge) -> None:
+    """A handler file may replace `echo`; `ping` belongs to the bridge."""
+    with start_with(node, HERE / "handlers.cjs") as worker:
+        worker.start()
+
+        assert {"mine": {"a": 1}} == worker.call(1, "echo", {"a": 1})["result"]
+        assert "ok" == worker.call(2, "ping")["result"]["status"]
+
+
+def test_handshake_lists_the_destructured_parameters(node: Bridge) -> None:
+    """The handshake names what a handler takes out of its args, when it says so."""
+    with start_with(node, HERE / "handlers.cjs") as worker:
+        commands = worker.start()["result"]["protocol"]["commands"]
+
+        assert {"params": ["name"], "doc": ""} == commands["named"]
+        assert ["operation", "a", "b"] == commands["compute"]["params"]
+
+
+def test_exception_from_a_timer_is_the_reply_of_the_running_request(node: Bridge) -> None:
+    """What a handler throws outside of its promise still answers its request, once."""
+    with start_bridge(node) as worker:
+        worker.start()
+
+        error = worker.call(1, "throw_later")["error"]
+
+        assert ("handler_error", "Failure") == (error["code"], error["type"])
+        assert "from a timer" == error["message"]
+        assert 2 == worker.call(2, "identity", {"value": 2})["result"]
+
+
+def test_rejection_that_nobody_awaits_is_a_line_on_stderr(node: Bridge) -> None:
+    """It is not the request's failure, and it does not end the worker."""
+    with start_bridge(node) as worker:
+        worker.start()
+
+        assert "still here" == worker.call(1, "reject_aside")["result"]
+        assert "unhandled rejection" in worker.stderr()
+        assert "nobody waits" in worker.stderr()
+
+
+def test_thrown_text_is_a_reply(node: Bridge) -> None:
+    """JavaScript can throw anything; the message says what it was."""
+    with start_bridge(node) as worker:
+        worker.start()
+
+        error: Any = worker.call(1, "throw_text")["error"]
+
+        assert ("handler_error", "string", "just text") == (error["code"], error["type"], error["message"])
+
+
+def test_requests_behind_a_pending_promise_wait(node: Bridge) -> None:
+    """A synchronous command does not overtake an asynchronous one."""
+    with start_bridge(node) as worker:
+        worker.start()
+
+        for n in range(1, 200):
+            worker.send({"id": n, "command": "later" if n % 3 else "identity", "args": {"value": n}})
+
+        assert list(range(1, 200)) == [worker.receive()["result"] for _ in range(1, 200)]
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ({"type": "cauchy"}, "random: unknown type 'cauchy'; one of integer, normal, uniform"),
+        ({"min": "0"}, "random: field 'min' must be a number"),
+        ([], "random: args must be an object"),
+    ],
+)
+def test_mistakes_in_random_are_bad_args(node: Bridge, args: Any, message: str) -> None:
+    """The command that only JavaScript has follows the same rules."""
+    with start_bridge(node) as worker:
+        worker.start()
+
+        error = worker.call(1, "random", args)["error"]
+
+        assert ("bad_args", message) == (error["code"], error["message"])
+
+
+def test_random_numbers_are_in_range(node: Bridge) -> None:
+    """Each distribution gives a number of its kind, also with a lower bound of 0."""
+    with start_bridge(node) as worker:
+        worker.start()
+
+        uniform = worker.call(1, "random", {"min": -1, "max": 0})["result"]
+        integer = worker.call(2, "random", {"type": "integer", "min": 0, "max": 3})["result"]
+        normal = worker.call(3, "random", {"type": "normal", "mean": 5, "std": 0})["result"]
+
+        assert -1 <= uniform["value"] <= 0
+        assert integer["value"] in range(4)
+        assert 5 == normal["value"]
+        assert {"type": "normal", "mean": 5, "std": 0} == normal["parameters"]
