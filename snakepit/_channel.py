@@ -10,8 +10,11 @@ from collections import deque
 
 __all__ = ("Channel",)
 
-READ_BYTES = 1 << 18
-"""Bytes per read.  Arbitrary; a pipe holds 64 KiB unless enlarged."""
+READ_BYTES = 65536
+"""Bytes per read: what a pipe holds unless enlarged, and below the size from which malloc maps pages anew."""
+
+_DRAIN_BYTES = 4 << 20
+"""More than any pipe holds; whoever still writes after its worker has ended is not waited for."""
 
 _READS_PER_TURN = 16
 """Reads before the other workers get their turn.  Arbitrary."""
@@ -105,14 +108,15 @@ class Channel:
                 break
             chunks.append(data)
             # A pipe gives what it has: a short read means that it is empty now.
-            if len(data) < 65536:
+            if len(data) < READ_BYTES:
                 break
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
     def drain(self) -> bytes:
         """Return everything that is left in the reply pipe of a worker that has ended."""
-        chunks = []
-        while True:
+        chunks: list[bytes] = []
+        size = 0
+        while size < _DRAIN_BYTES:
             try:
                 data = os.read(self.reply_fd, READ_BYTES)
             except BlockingIOError:
@@ -120,6 +124,7 @@ class Channel:
             if not data:
                 break
             chunks.append(data)
+            size += len(data)
         return b"".join(chunks)
 
     def grant(self, count: int) -> None:

@@ -29,6 +29,8 @@ class SnakepitFuture(Future[Any]):
         ledger: Of the pool; decides who settles the request.
     """
 
+    # INVARIANT: `_request` is None once the future is settled: the request refers to the future, and
+    # without the cycle both are freed as soon as their holders let go.
     def __init__(self, ledger: Ledger) -> None:
         super().__init__()
         self._ledger = ledger
@@ -61,10 +63,11 @@ class SnakepitFuture(Future[Any]):
             self._state = CANCELLED_AND_NOTIFIED
             for waiter in self._waiters:
                 waiter.add_cancelled(self)
+            self._request = None
             self._condition.notify_all()
         if request is not None:
             self._ledger.after_cancel(request)
-        self._invoke_callbacks()
+        self._invoke_callbacks()  # type: ignore[attr-defined]  # missing in typeshed
         return True
 
     def claim(self) -> bool:
@@ -81,8 +84,19 @@ class SnakepitFuture(Future[Any]):
             self._state = CANCELLED_AND_NOTIFIED
             for waiter in self._waiters:
                 waiter.add_cancelled(self)
+            self._request = None
             self._condition.notify_all()
-        self._invoke_callbacks()
+        self._invoke_callbacks()  # type: ignore[attr-defined]  # missing in typeshed
+
+    def set_result(self, result: Any) -> None:
+        """THREAD: manager.  Settle with a result."""
+        self._request = None
+        super().set_result(result)
+
+    def set_exception(self, exception: BaseException | None) -> None:
+        """THREAD: manager.  Settle with an exception."""
+        self._request = None
+        super().set_exception(exception)
 
     def fail_after_fork(self, error: BaseException) -> None:
         """THREAD: the only one of a forked child.  End the future; its lock may be held by a thread that is gone."""

@@ -20,13 +20,16 @@ class Inbox:
         lock: Protects the queue and whatever its owner ties to the same instant (admission, counters).
     """
 
-    # LOCK: `lock` protects `_items`, `_asleep` and the ledger; it does not nest and is never held while calling out.
-    # INVARIANT: `_asleep` is True only between `may_sleep` and the next post or `awake`; so a burst of
+    # LOCK: `lock` protects `_items`, `_asleep`, `_waking` and the ledger; it does not nest and is never held
+    # while calling out.  The wake-up is written after its release: the owner wakes at once and wants the lock.
+    # INVARIANT: `_asleep` is True only between `may_sleep` and the next post or `drain`; so a burst of
     # posts makes one system call, and none while the owner is at work.
+    # INVARIANT: the descriptors stay open while `_waking` posters may still write to them.
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self._items: deque[Any] = deque()
         self._asleep = False
+        self._waking = 0
         self._closed = False
         if hasattr(os, "eventfd"):
             self.fd = self._write_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -38,21 +41,34 @@ class Inbox:
     def post(self, item: object) -> bool:
         """Add an item and wake the owner if it sleeps; False when the owner is gone."""
         with self.lock:
-            return self.post_locked(item)
+            if self._closed:
+                return False
+            wake = self.post_locked(item)
+        if wake:
+            self.wake()
+        return True
 
     def post_locked(self, item: object) -> bool:
-        """The same, with the lock held."""
-        if self._closed:
-            return False
+        """Add an item with the lock held; True when ``wake`` must be called after its release."""
         self._items.append(item)
-        if self._asleep:
-            self._asleep = False
-            try:
-                os.write(self._write_fd, b"\x01\0\0\0\0\0\0\0")
-            except BlockingIOError:
-                # A full wake-up pipe wakes as well as one byte more.
-                return True
+        if not self._asleep:
+            return False
+        self._asleep = False
+        self._waking += 1
         return True
+
+    def wake(self) -> None:
+        """Wake the owner; once for each True of ``post_locked``, without the lock."""
+        try:
+            os.write(self._write_fd, b"\x01\0\0\0\0\0\0\0")
+        except BlockingIOError:
+            # A full wake-up pipe wakes as well as one byte more.
+            pass
+        finally:
+            with self.lock:
+                self._waking -= 1
+                if self._closed and not self._waking:
+                    self._close_fds()
 
     def may_sleep(self) -> bool:
         """THREAD: owner.  Return True when nothing is posted; from then on a post wakes the descriptor."""
@@ -68,7 +84,7 @@ class Inbox:
         return items
 
     def clear_wake(self) -> None:
-        """THREAD: owner.  Make the descriptor unreadable again."""
+        """THREAD: owner.  Make the descriptor unreadable again, where it is not watched for edges."""
         try:
             os.read(self.fd, 4096)
         except BlockingIOError:
@@ -80,11 +96,16 @@ class Inbox:
             self._closed = True
             self._asleep = False
             items, self._items = self._items, deque()
-            fds, self.fd, self._write_fd = {self.fd, self._write_fd}, -1, -1
+            if not self._waking:
+                self._close_fds()
+        return items
+
+    def _close_fds(self) -> None:
+        fds, self.fd, self._write_fd = {self.fd, self._write_fd}, -1, -1
         for fd in fds - {-1}:
             os.close(fd)
-        return items
 
     def replace_lock(self) -> None:
         """THREAD: the only one of a forked child.  The lock may be held by a thread that is gone."""
         self.lock = threading.Lock()
+        self._waking = 0

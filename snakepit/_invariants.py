@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from ._board import Board
 from ._dispatcher import Dispatcher
+from ._lifecycle import Lifecycle
 from ._model import PoolState, Request, RequestKind, RequestState, WorkerState
 from ._session_rules import SessionRules
 
 __all__ = ("check_invariants",)
 
 
-def check_invariants(board: Board, rules: SessionRules, dispatcher: Dispatcher) -> None:
+def check_invariants(board: Board, rules: SessionRules, dispatcher: Dispatcher, lifecycle: Lifecycle) -> None:
     """Raise AssertionError, naming the invariant, when one does not hold."""
     board.workers.check()
     workers = list(board.workers.by_id.values())
@@ -44,11 +45,12 @@ def check_invariants(board: Board, rules: SessionRules, dispatcher: Dispatcher) 
                 assert request.started_at is not None and not request.ahead, f"I2 {request!r} is oldest, not begun"
     assert ahead == board.ahead, "ahead"
 
-    for session in rules.all_sessions():
+    for session in rules.table.values():
         if session.worker is not None:
             assert session.worker.state is not WorkerState.CONDEMNED, f"I4 {session.session_id}"
             assert session.worker.sessions.get(session.session_id) is session, f"I4 {session.session_id}"
-            assert not len(session.waiting), f"I4 {session.session_id} waits although bound"
+            if session.pinned or session.ready:
+                assert not len(session.waiting), f"I4 {session.session_id} waits although bound"
         members = [r for r in seen if r.session is session and r.state is not RequestState.DONE]
         users = sum(r.kind is RequestKind.USER for r in members)
         assert users == session.unsettled, f"I1 {session.session_id}: {users} != {session.unsettled}"
@@ -57,9 +59,23 @@ def check_invariants(board: Board, rules: SessionRules, dispatcher: Dispatcher) 
                 home = request.lane is session.worker.lane if request.lane is not None else request.worker
                 assert home is True or home is session.worker, f"I4 {request!r} of {session.session_id} is elsewhere"
 
-    if board.state in (PoolState.OPEN, PoolState.DRAINING):
-        for worker in board.workers.idle:
+    for session in rules.table.values():
+        assert not (session.ended and not session.unsettled and not session.blocked), f"{session.session_id} has ended"
+        if not (session.unsettled or session.blocked):
+            assert session.timer is not None, f"{session.session_id} never expires"
+        if session.pinned and session.worker is None and not session.blocked:
+            assert session.head is not None or not len(session.waiting), f"{session.session_id} is not in the queue"
+
+    retiring = {worker for worker in workers if worker.retire is not None and worker.state is not WorkerState.CONDEMNED}
+    assert retiring == set(lifecycle.retiring), "retiring"
+    for worker in workers:
+        if worker.state is WorkerState.CONDEMNED:
+            assert not len(worker.lane) and not worker.sessions, f"I4 {worker!r} still has a lane or sessions"
+        elif worker.state is WorkerState.IDLE and not worker.closed:
             assert not len(worker.lane), f"I6 {worker!r} idles with {len(worker.lane)} of its own waiting"
-        assert not (board.workers.idle and len(board.queue)), "I6 idle workers beside a common queue"
-    if board.broken_by is not None:
-        assert not queued, "a broken pool has queued requests"
+    assert not (board.workers.idle and len(board.queue)), "I6 idle workers beside a common queue"
+    assert board.tally.count == len(queued), "tally"
+    if board.broken_by is not None or board.state is PoolState.CLOSED:
+        assert not queued, "a pool that serves no more has queued requests"
+    if board.state is PoolState.CLOSED:
+        assert not workers, "a closed pool has workers"

@@ -1,19 +1,15 @@
-"""How workers come, are checked, are replaced and go.
+"""How workers come and go: started, condemned, buried, started again.
 
 Pure; a part of the scheduler, on the manager's thread.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from typing import Any
-
 from ._board import Board
 from ._dispatcher import Dispatcher
 from ._model import (
     EXPECTED_EXITS,
     Condemn,
-    Emit,
     Exited,
     ExitReason,
     Forget,
@@ -30,33 +26,26 @@ from ._model import (
 )
 from ._restarts import RestartPolicy
 from ._session_rules import SessionRules
-from .errors import ProtocolError, WorkerDied, WorkerStartError, describe_exit
+from ._upkeep import Upkeep
+from .errors import CommandTimeout, InternalError, ProtocolError, WorkerDied, WorkerStartError, describe_exit
 
 __all__ = ("Lifecycle",)
 
 CLOSED_PIPE_GRACE_S = 1.0
 """Seconds between a closed reply pipe and the exit that should follow.  Arbitrary, far above what an exit takes."""
 
-AGE_JITTER = 0.1
-"""Share by which ages vary, so that workers started together are not replaced together.
-Source: HikariCP, pool/HikariPool.java (maxLifetime)."""
+_NOT_REFILLED = (ExitReason.IDLE, ExitReason.SHUTDOWN, ExitReason.TERMINATED)
+"""Exits after which a slot stays empty until there is a demand."""
 
 
-class Alarm:
-    """Owner of one of the pool's own deadlines."""
+class Lifecycle(Upkeep):
+    """Slots are filled, workers condemned and buried; judging them is ``Upkeep``'s part."""
 
-    def __init__(self) -> None:
-        self.timer: Any = None
-
-
-class Lifecycle:
-    """Slots are filled, workers judged, condemned and buried."""
-
+    # INVARIANT: `_replaces` holds the empty slots that are filled again whether or not there is a demand.
     def __init__(self, board: Board, rules: SessionRules, dispatcher: Dispatcher) -> None:
+        super().__init__(board, dispatcher)
         config = board.config
-        self._board = board
         self._rules = rules
-        self._dispatcher = dispatcher
         self.policy = RestartPolicy(
             first_s=config.restart_backoff_s,
             factor=config.restart_backoff_factor,
@@ -68,32 +57,26 @@ class Lifecycle:
         self.wanted = 0
         self.restarts = 0
         self.recycled = 0
-        self.health = Alarm()
-        self.aging = Alarm()
-        self.idling = Alarm()
-        self.ending = Alarm()
-        self._to_retire: deque[tuple[Worker, ExitReason]] = deque()
-        self._replacing: Slot | None = None
         self._replaces: dict[Slot, ExitReason] = {}
 
-    # Growing ----------------------------------------------------------------------------------------
+    # Starting ---------------------------------------------------------------------------------------
 
     def grow(self) -> None:
         """Start as many workers as the pool's floor, its waiters and its queue ask for."""
         board = self._board
         workers = board.workers
-        if not workers.free or board.state not in (PoolState.OPEN, PoolState.DRAINING):
+        if board.state not in (PoolState.OPEN, PoolState.DRAINING):
             return
-        demand = len(board.queue) - workers.starting
-        want = min(board.size, len(workers) + demand) if demand > 0 and not workers.idle else 0
+        # A slot in its back-off will serve the queue too: no other one is started in its place.
+        places = len(workers) + workers.backing_off
+        coming = workers.starting + workers.backing_off + workers.counts[WorkerState.CHECKING]
+        want = places + max(0, len(board.queue) - coming)
         if board.state is PoolState.OPEN:
-            want = max(want, board.min_workers, min(self.wanted, board.size))
+            want = max(want, board.min_workers, self.wanted)
         for slot in list(workers.free):
-            if len(workers) >= want and slot not in self._replaces:
-                continue
-            if board.state is PoolState.DRAINING and len(workers) >= want:
-                continue
-            self._spawn(slot)
+            if slot in self._replaces or places < want:
+                places += 1
+                self._spawn(slot)
 
     def _spawn(self, slot: Slot) -> None:
         board = self._board
@@ -108,22 +91,16 @@ class Lifecycle:
             board.emit(event, {}, worker_id=worker.worker_id, reason=reason.value)
         board.act(Spawn(worker))
 
-    # Starting ---------------------------------------------------------------------------------------
-
     def ready(self, worker: Worker) -> None:
         """Let a worker serve: its handshake is valid and its ``on_start`` has run."""
         board = self._board
-        board.timers.clear(worker)
+        if not worker.closed:
+            board.timers.clear(worker)
         worker.ready_at = worker.idle_since = board.now
         board.workers.move(worker, WorkerState.IDLE)
-        board.emit(
-            "worker.initialized", {"initialization_time_s": board.now - worker.spawned_at}, worker_id=worker.worker_id
-        )
-        if worker.slot is self._replacing:
-            self._replacing = None
-            self._retire_next()
-        self.arm()
-        self._dispatcher.serve(worker)
+        init_s = board.now - worker.spawned_at
+        board.emit("worker.initialized", {"initialization_time_s": init_s}, worker_id=worker.worker_id)
+        self.began(worker)
 
     def start_failed(self, worker: Worker, error: BaseException) -> None:
         """End a worker whose handshake failed; the failure is counted when its exit is seen."""
@@ -131,83 +108,19 @@ class Lifecycle:
             worker.start_error = error
             self.condemn(worker, ExitReason.START_FAILED)
 
+    def start_timed_out(self, worker: Worker) -> None:
+        """End a worker that was not ready in time."""
+        limit_s = self._board.config.worker_init_timeout_s
+        self.start_failed(worker, TimeoutError(f"no valid handshake within {limit_s} s"))
+
     def spawn_refused(self, worker: Worker, error: BaseException) -> None:
         """Count a start for which the system could not make a process."""
-        if worker.start_error is None:
-            worker.start_error = error
-        self._bury(worker, Exited(worker.worker_id), f"worker {worker.worker_id} could not be started: {error}")
+        worker.start_error = error
+        self._bury(worker, Exited(worker.worker_id), f"worker {worker.worker_id} has no process")
 
-    def arm(self) -> None:
-        """Set the pool's own deadlines that the settings ask for."""
-        board, config = self._board, self._board.config
-        if self.health.timer is None:
-            board.timers.set(self.health, board.now + config.health_check_interval_s, "health")
-        if config.max_worker_age_s is not None and self.aging.timer is None:
-            board.timers.set(self.aging, board.now + config.max_worker_age_s * (1 - AGE_JITTER), "aging")
-        self.arm_idle()
-
-    def arm_idle(self) -> None:
-        board = self._board
-        limit_s = board.config.worker_idle_timeout_s
-        if limit_s is not None and self.idling.timer is None and board.workers.idle:
-            first = next(iter(board.workers.idle))
-            board.timers.set(self.idling, first.idle_since + limit_s, "idling")
-
-    # Judging ----------------------------------------------------------------------------------------
-
-    def check_health(self) -> None:
-        """Send a ping to every idle worker; busy ones are judged by their time-outs only."""
-        board = self._board
-        for worker in list(board.workers.idle):
-            ping = Request(None, "ping", kind=RequestKind.PING)
-            ping.accepted_at = board.now
-            self._dispatcher.send(worker, [ping])
-            board.timers.set(worker, board.now + board.config.health_check_timeout_s, "ping")
-        if len(board.workers):
-            self.arm()
-
-    def check_age(self) -> None:
-        """Line up the workers that are older than allowed."""
-        board = self._board
-        limit_s = board.config.max_worker_age_s
-        assert limit_s is not None
-        for worker in board.workers.by_id.values():
-            spread = 1 + AGE_JITTER * (2 * board.rng.random() - 1)
-            if worker.ready_at is not None and board.now - worker.ready_at >= limit_s * spread:
-                self.retire_later(worker, ExitReason.MAX_AGE)
-        board.timers.set(self.aging, board.now + max(limit_s * AGE_JITTER / 4, 0.01), "aging")
-
-    def check_idle(self) -> None:
-        """End the workers above the floor that have been idle for too long."""
-        board = self._board
-        limit_s = board.config.worker_idle_timeout_s
-        assert limit_s is not None
-        spare = len(board.workers) - max(board.min_workers, 0)
-        for worker in list(board.workers.idle):
-            if spare <= 0 or worker.idle_since + limit_s > board.now:
-                break
-            if any(session.pinned for session in worker.sessions.values()):
-                # A strict session's worker is never shrunk away; it goes to the young end of the stack.
-                worker.idle_since = board.now
-                board.workers.idle[worker] = board.workers.idle.pop(worker)
-                continue
-            self.condemn(worker, ExitReason.IDLE, polite=True)
-            spare -= 1
-        if spare > 0:
-            self.arm_idle()
-
-    def measured(self, worker: Worker, rss_bytes: int) -> None:
-        """Line up a worker whose process group holds more memory than allowed."""
-        worker.rss_bytes = rss_bytes
-        limit = self._board.config.max_worker_rss_bytes
-        if limit is not None and rss_bytes > limit:
-            self.retire_later(worker, ExitReason.MAX_RSS)
-
-    def checked(self, worker: Worker) -> None:
-        """Note that an idle worker has answered its health check."""
-        self._board.timers.clear(worker)
-        if worker.retire is not None:
-            self._board.timers.set(worker, self._board.now + self._board.config.session_drain_s, "drain")
+    def backed_off(self, slot: Slot) -> None:
+        """Let an empty slot be filled: its back-off is over."""
+        self._board.workers.release(slot)
 
     def proven(self, worker: Worker) -> None:
         """Note that a worker has answered: its death will cost no restart budget."""
@@ -215,106 +128,84 @@ class Lifecycle:
             worker.proven = True
             self.policy.succeeded(worker.slot)
 
-    # Replacing --------------------------------------------------------------------------------------
-
-    def retire_later(self, worker: Worker, reason: ExitReason) -> None:
-        """Line a worker up for replacement; one at a time, so that capacity never falls by more than one."""
-        if worker.retire is None and all(waiting is not worker for waiting, _ in self._to_retire):
-            self._to_retire.append((worker, reason))
-            self._retire_next()
-
-    def _retire_next(self) -> None:
-        while self._replacing is None and self._to_retire:
-            worker, reason = self._to_retire.popleft()
-            if worker.state not in (WorkerState.CONDEMNED, WorkerState.STARTING) and worker.retire is None:
-                self._replacing = worker.slot
-                self.retire(worker, reason)
-
-    def retire(self, worker: Worker, reason: ExitReason) -> None:
-        """Drain a worker and replace it: no new work, and at most ``session_drain_s`` for its strict sessions."""
-        board = self._board
-        if worker.state is WorkerState.CONDEMNED or worker.retire is not None:
-            return
-        if worker.state is WorkerState.STARTING:
-            self.condemn(worker, reason)
-            return
-        worker.retire = reason
-        board.workers.idle.pop(worker, None)
-        if worker.state is not WorkerState.CHECKING:
-            board.timers.set(worker, board.now + board.config.session_drain_s, "drain")
-        self.retire_if_drained(worker)
-
-    def retire_overdue(self, worker: Worker) -> None:
-        """Wait no longer for a retiring worker's sessions."""
-        worker.overdue = True
-        self.retire_if_drained(worker)
-
-    def retire_if_drained(self, worker: Worker) -> None:
-        """Condemn a retiring worker once nothing is left that only it can do."""
-        if worker.retire is None or worker.state is not WorkerState.IDLE:
-            return
-        if worker.overdue or (not len(worker.lane) and not any(s.pinned for s in worker.sessions.values())):
-            self.condemn(worker, worker.retire, polite=True)
-
-    def reached_limit(self, worker: Worker) -> bool:
-        """Replace a worker that has answered as many requests as it may; True when it is condemned."""
-        limit = self._board.config.max_requests_per_worker
-        if limit is None or worker.requests < limit or worker.state is not WorkerState.IDLE:
-            return False
-        if any(session.pinned for session in worker.sessions.values()):
-            self.retire(worker, ExitReason.MAX_REQUESTS)
-        else:
-            self.condemn(worker, ExitReason.MAX_REQUESTS, polite=True)
-        return worker.state is WorkerState.CONDEMNED
-
     # Ending -----------------------------------------------------------------------------------------
 
-    def condemn(self, worker: Worker, reason: ExitReason, *, polite: bool = False, kill: bool = False) -> None:
-        """Begin to end a worker; whatever the reason, this is the one way."""
+    def condemn(
+        self,
+        worker: Worker,
+        reason: ExitReason,
+        *,
+        error: BaseException | None = None,
+        polite: bool = False,
+        kill: bool = False,
+    ) -> None:
+        """Begin to end a worker; whatever the reason, this is the one way.
+
+        Args:
+            worker: Live, or condemned already (then ``kill`` hurries its end).
+            reason: Why, as ``snakepit.worker.exited`` tells it.
+            error: What its oldest request fails with now; None leaves it to the exit.
+            polite: Close its pipe first.
+            kill: Send KILL at once.
+        """
         board = self._board
         if worker.state is WorkerState.CONDEMNED:
+            if error is not None:
+                self._fail_oldest(worker, error)
             if kill:
                 board.act(Condemn(worker, reason, kill=True))
             return
+        board.workers.move(worker, WorkerState.CONDEMNED)
+        worker.reason = reason
+        self.retiring.pop(worker, None)
+        worker.expires_at = None
+        board.timers.clear(worker)
+        if error is not None:
+            self._fail_oldest(worker, error)
         # RACE: 1. the worker answers its oldest request and begins the next one it was sent ahead,
         # 2. the manager, which has not read that answer, ends the worker.  Only what is taken back here
         # is certain not to have begun; the rest is judged when the exit is seen and the pipe read empty.
         # (tests/unit/test_scheduler.py::test_what_was_begun_is_not_put_back)
-        board.workers.move(worker, WorkerState.CONDEMNED)
-        worker.reason = reason
-        board.timers.clear(worker)
-        if worker.can_claim and worker.sent:
-            board.act(TakeBack(worker, len(worker.sent) if worker.sent[0].ahead else len(worker.sent) - 1))
+        unbegun = sum(request.started_at is None for request in worker.sent)
+        if unbegun:
+            board.act(TakeBack(worker, unbegun))
         self._rules.worker_lost(worker)
         board.act(Condemn(worker, reason, polite=polite, kill=kill))
+
+    def run_timed_out(self, request: Request) -> None:
+        """Fail a request that ran for too long, and end its worker."""
+        board, worker = self._board, request.worker
+        if worker is None or not worker.sent or worker.sent[0] is not request:
+            raise InternalError(f"{request!r} timed out without being the oldest of its worker")
+        error = CommandTimeout(
+            f"{request.command!r} exceeded its time-out of {request.timeout_s} s: it {board.times(request)};"
+            f" worker {worker.worker_id} (pid {worker.pid}) is ended ({board.numbers()})"
+        )
+        self.condemn(worker, ExitReason.TIMEOUT, error=error)
 
     def misbehaved(self, worker: Worker, error: BaseException) -> None:
         """Fail the request in flight and replace a worker that broke the protocol."""
         if worker.state is WorkerState.STARTING:
             self.start_failed(worker, error)
         elif worker.state is not WorkerState.CONDEMNED:
-            self._fail_oldest(worker, error)
-            self.condemn(worker, ExitReason.PROTOCOL)
+            self.condemn(worker, ExitReason.PROTOCOL, error=error)
 
     def pipe_closed(self, worker: Worker) -> None:
         """Give the exit that should follow a closed pipe a moment to be seen."""
         # RACE: a dying process closes its pipes before its exit can be learned.  The exit says more, so it
         # is waited for; a process that closed its pipe and lives on has broken the protocol.
-        if worker.state is not WorkerState.CONDEMNED:
+        # When the exit is seen first, the manager says so here before it reads what is left in the pipe, so
+        # that a worker that is gone gets no more work in return for its last replies.
+        if worker.state is not WorkerState.CONDEMNED and not worker.closed:
             board = self._board
+            worker.closed = True
             board.workers.idle.pop(worker, None)
-            worker.retire = worker.retire or ExitReason.PROTOCOL
             board.timers.set(worker, board.now + CLOSED_PIPE_GRACE_S, "closed")
 
     def closed_too_long(self, worker: Worker) -> None:
         """End a worker that closed its reply pipe and did not exit."""
-        self.misbehaved(
-            worker,
-            ProtocolError(
-                f"worker {worker.worker_id} (pid {worker.pid}) closed its reply pipe and did not exit"
-                f" ({self._board.numbers()})"
-            ),
-        )
+        what = f"worker {worker.worker_id} (pid {worker.pid}) closed its reply pipe and did not exit"
+        self.misbehaved(worker, ProtocolError(f"{what} ({self._board.numbers()})"))
 
     def _fail_oldest(self, worker: Worker, error: BaseException) -> None:
         if not worker.sent:
@@ -323,98 +214,96 @@ class Lifecycle:
         if request.state is not RequestState.SENT:
             return
         if request.kind is RequestKind.USER:
-            outcome = Outcome.DIED if isinstance(error, WorkerDied) else Outcome.ERROR
+            outcome = Outcome.ERROR
+            if isinstance(error, WorkerDied):
+                outcome = Outcome.DIED
+            elif isinstance(error, CommandTimeout):
+                outcome = Outcome.COMMAND_TIMEOUT
             self._rules.fail(request, error, outcome)
-        elif request.kind is RequestKind.SETUP:
-            self._rules.end(request)
+            return
+        self._rules.end(request)
+        if request.kind is RequestKind.SETUP:
             self._rules.setup_replied(request, error)
 
     def exited(self, worker: Worker, event: Exited) -> None:
         """Bury a worker whose process is gone; its pipe has been read empty."""
         how = describe_exit(event.code, event.signal)
-        tail = f"; its stderr ended with:\n{event.stderr_tail}" if event.stderr_tail else ""
-        self._bury(worker, event, f"worker {worker.worker_id} (pid {worker.pid}) ended with {how}", tail)
+        self._bury(worker, event, f"worker {worker.worker_id} (pid {worker.pid}) ended with {how}")
 
-    def _bury(self, worker: Worker, event: Exited, what: str, tail: str = "") -> None:
+    def _bury(self, worker: Worker, event: Exited, what: str) -> None:
         board = self._board
-        reason = worker.reason or self._reason(worker)
-        started = worker.ready_at is not None
-        oldest = worker.sent[0] if worker.sent else None
-        if oldest is not None and oldest.started_at is not None:
+        ready = worker.ready_at is not None
+        reason = worker.reason or (ExitReason.CRASH if ready else ExitReason.START_FAILED)
+        tail = f"; its stderr ended with:\n{event.stderr_tail}" if event.stderr_tail else ""
+        if worker.state is not WorkerState.CONDEMNED:
+            board.workers.move(worker, WorkerState.CONDEMNED)
+        while worker.sent:
+            # What was not taken back had begun: none of it may run a second time.
+            oldest = worker.sent[0]
             message = f"{what} while it ran {oldest.command!r}, which {board.times(oldest)} ({board.numbers()}){tail}"
             died = WorkerDied(
                 message, pid=worker.pid, exit_code=event.code, signal=event.signal, stderr_tail=event.stderr_tail
             )
             self._fail_oldest(worker, died)
-        leftover = [request for request in worker.sent if request.state is RequestState.SENT]
-        worker.sent.clear()
-        if worker.state is not WorkerState.CONDEMNED:
-            board.workers.move(worker, WorkerState.CONDEMNED)
-            self._rules.worker_lost(worker)
-        for request in leftover:
-            if request.ahead:
-                request.ahead = False
-                board.ahead -= 1
-            self._rules.requeue(request)
+        self._rules.worker_lost(worker)
+        self.retiring.pop(worker, None)
         board.timers.clear(worker)
         board.workers.remove(worker)
         board.act(Forget(worker))
-        uptime_s = board.now - worker.spawned_at
-        board.act(
-            Emit(
-                "snakepit.worker.exited",
-                {"uptime_s": uptime_s},
-                {
-                    "pool": board.name,
-                    "worker_id": worker.worker_id,
-                    "reason": reason.value,
-                    "exit_code": event.code,
-                    "signal": event.signal,
-                    "stderr_tail": event.stderr_tail,
-                },
-            )
+        board.emit(
+            "worker.exited",
+            {"uptime_s": board.now - worker.spawned_at},
+            worker_id=worker.worker_id,
+            reason=reason.value,
+            exit_code=event.code,
+            signal=event.signal,
+            stderr_tail=event.stderr_tail,
         )
+        unasked = reason not in EXPECTED_EXITS and reason is not ExitReason.BROKEN
         delay_s = 0.0
-        if reason not in EXPECTED_EXITS and reason is not ExitReason.BROKEN and not worker.proven and oldest is None:
-            cause = worker.start_error
-            if started:
-                what += " before it had answered anything but its handshake"
-            elif cause is not None:
-                what += f" after a failed start: {cause}"
-            else:
-                what += " before its handshake"
-            if worker.argv:
-                what += f"; command line: {' '.join(worker.argv)}"
-            error = WorkerStartError(
-                f"{what}{tail}",
-                argv=worker.argv,
-                exit_code=event.code,
-                signal=event.signal,
-                stderr_tail=event.stderr_tail,
-            )
-            error.__cause__ = cause
-            delay_s = self.policy.failed(worker.slot, error)
+        if unasked and not worker.used:
+            delay_s = self.policy.failed(worker.slot, self._start_error(worker, event, what, tail))
         self._free(worker.slot, reason, delay_s)
 
-    def _reason(self, worker: Worker) -> ExitReason:
-        return ExitReason.CRASH if worker.ready_at is not None else ExitReason.START_FAILED
+    @staticmethod
+    def _start_error(worker: Worker, event: Exited, what: str, tail: str) -> WorkerStartError:
+        cause = worker.start_error
+        if worker.ready_at is not None:
+            what += " before it was given anything but its handshake"
+        elif cause is not None:
+            what += f" after a failed start: {cause}"
+        else:
+            what += " before its handshake"
+        argv: tuple[str, ...] = worker.argv or getattr(cause, "argv", ())
+        if argv:
+            what += f"; command line: {' '.join(argv)}"
+        error = WorkerStartError(
+            f"{what}{tail}", argv=argv, exit_code=event.code, signal=event.signal, stderr_tail=event.stderr_tail
+        )
+        error.__cause__ = cause
+        return error
 
     def _free(self, slot: Slot, reason: ExitReason, delay_s: float) -> None:
         board = self._board
-        if board.state is PoolState.OPEN and reason not in (ExitReason.IDLE, ExitReason.SHUTDOWN, ExitReason.TERMINATED):
+        if board.state is PoolState.OPEN and reason not in _NOT_REFILLED:
             self._replaces[slot] = reason
-        elif slot is self._replacing:
-            self._replacing = None
+        elif slot is self.replacing:
+            self.replacing = None
         if delay_s > 0:
             board.timers.set(slot, board.now + delay_s, "respawn")
         else:
             board.workers.release(slot)
 
-    def forget_plans(self) -> None:
+    def heal(self) -> None:
+        """Begin again with a full restart budget."""
+        self.policy.reset()
+        for slot in self._board.workers.slots:
+            slot.failures = 0
+            self._board.timers.clear(slot)
+            self._board.workers.release(slot)
+
+    def stop(self) -> None:
         """Start no more workers than the queue needs: the pool is closing, or broken."""
+        super().stop()
         self._replaces.clear()
-        self._to_retire.clear()
-        self._replacing = None
         self.wanted = 0
-        for alarm in (self.health, self.aging, self.idling):
-            self._board.timers.clear(alarm)

@@ -42,7 +42,7 @@ def forget(manager: Manager) -> None:
 
 def close(inbox: Inbox, ledger: Ledger, reason: str = "cannot schedule new futures after shutdown") -> None:
     """Shut the door of a pool and let it finish what was accepted."""
-    ledger.refuse(lambda: RuntimeError(reason))
+    ledger.refuse(lambda: RuntimeError(reason), final=True)
     inbox.post(m.ShutdownRequested())
 
 

@@ -94,7 +94,7 @@ class Refused:
     fatal: bool = False
 
 
-@attrs.frozen(eq=False)
+@attrs.define(eq=False)
 class Reply:
     """The answer to the request that was open longest.
 
@@ -232,7 +232,7 @@ class Link:
                 buffers = self._encode_command(content, request, request_id)
             elif isinstance(content, CallContent):
                 buffers = self._encode_call(content, request, request_id)
-        except Exception as raised:
+        except BaseException as raised:
             # Only this request's encoding failed (attachments unknown to the worker, a late pickle): a
             # ping goes in its place, so that answers stay in order, and the error in that of the answer.
             error = raised
@@ -346,10 +346,7 @@ class Link:
         return Reply(request, error, None if error is not None else message.get("result"))
 
     def _take_pickle(self, message: bytes) -> Arrival | None:
-        try:
-            request_id, kind, body = _callables.decode_reply(message)
-        except Exception as error:
-            raise ProtocolError(f"a reply with an unreadable header: {error}") from None
+        request_id, kind, body = _callables.decode_reply(message)
         if not self._is_next(request_id):
             return None
         _, request, error = self._open.popleft()

@@ -1,6 +1,6 @@
 """The pool's own thread: reads and writes the pipes, asks the scheduler, acts, settles futures.
 
-THREAD: ``snakepit-<pool>-manager``.  Owns the scheduler, the links and the selector; shares only the
+THREAD: ``snakepit-<pool>-manager``.  Owns the scheduler, the links and the poller; shares only the
 inbox and the ledger.  Must not import the executor, and holds no reference to one.
 
     caller   encode -> ledger.admit -> inbox
@@ -8,16 +8,15 @@ inbox and the ledger.  Must not import the executor, and holds no reference to o
     manager  link.receive -> scheduler.handle -> actions: feed the worker, then settle the future
     watchdog Spawned / Exited / ... -> inbox
 
-One event is handled in two steps.  First everything that is not seen by users: counters, pipes,
-processes.  Then futures, waiters and telemetry, where users' code may run; it finds the pool's
-numbers up to date and its worker at work already.
+A turn has two steps.  First everything that is not seen by users, for all that has happened:
+counters, pipes, processes.  Then futures, waiters and telemetry, where users' code may run; it finds
+the pool's numbers up to date and the workers at work already.  After a future is settled nothing is
+left to do but to wait, so that its caller gets the interpreter lock at once.
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import selectors
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -33,6 +32,7 @@ from ._launch import Launcher
 from ._ledger import Ledger
 from ._link import Garbled, Link, Refused, Reply, Shaken, SteppedOver
 from ._model import Outcome, Request, Worker
+from ._poller import Poller, make_poller
 from ._scheduler import Scheduler
 from ._watchdog import Watchdog
 from .adapters import Adapter
@@ -106,10 +106,9 @@ class Manager:
         self._name = name
         self._links: dict[str, Link] = {}
         self._settlements: deque[tuple[Any, Reply | None]] = deque()
-        self._published: tuple[int, ...] = ()
         self._closed = False
         self._shapes = type(adapter).process_response is not Adapter.process_response
-        self._selector = selectors.DefaultSelector()
+        self._poller: Poller[Link | None] = make_poller()
         self._watchdog = watchdog_factory(
             name, inbox.post, kill_grace_s=config.kill_grace_s, stderr_tail_bytes=config.stderr_tail_bytes
         )
@@ -142,7 +141,7 @@ class Manager:
         Raises:
             RuntimeError: The system has no thread to give; raised here, and nothing is left running.
         """
-        self._selector.register(self._inbox.fd, selectors.EVENT_READ, None)
+        self._edges = self._poller.watch_wake(self._inbox.fd, None)
         self._watchdog.start()
         if self._config.max_worker_rss_bytes is not None:
             self._watchdog.set_rss_probe(1.0)
@@ -151,7 +150,7 @@ class Manager:
         except BaseException:
             self._watchdog.stop()
             self._watchdog.join()
-            self._selector.close()
+            self._poller.close()
             raise
         self._ledger.threads = frozenset((self._thread.ident, self._watchdog.ident))
 
@@ -183,13 +182,14 @@ class Manager:
         for link in self._links.values():
             link.channel.close()
         self._links.clear()
-        self._selector.close()
+        self._poller.close()
 
     # The loop ---------------------------------------------------------------------------------------
 
     def _run(self) -> None:
         try:
             self._act(self._scheduler.start(monotonic_s()))
+            self._publish()
             self._settle()
             while not self._closed:
                 self._turn()
@@ -205,15 +205,15 @@ class Manager:
         if self._inbox.may_sleep():
             deadline = self._scheduler.next_deadline()
             timeout_s = None if deadline is None else max(0.0, deadline - monotonic_s())
-        for key, mask in self._selector.select(timeout_s):
-            link = key.data
+        for link, writable in self._poller.poll(timeout_s):
             if link is None:
-                self._inbox.clear_wake()
-            elif mask & selectors.EVENT_READ:
-                self._receive(link)
-            else:
+                if not self._edges:
+                    self._inbox.clear_wake()
+            elif writable:
                 link.channel.flush()
                 self._watch_writes(link)
+            else:
+                self._receive(link)
         for item in self._inbox.drain():
             handler = self._handlers.get(type(item))
             if handler is None:
@@ -227,13 +227,14 @@ class Manager:
             for link in list(self._links.values()):
                 self._receive(link)
             self._handle(m.DeadlinePassed())
+        self._publish()
+        self._settle()
 
     def _handle(self, event: object, reply: Reply | None = None) -> None:
-        """Let the scheduler decide about one event, act, and settle what it decided."""
+        """Let the scheduler decide about one event, and act."""
         scheduler = self._scheduler
         scheduler.board.horizon = self._ledger.seq
         self._act(scheduler.handle(event, monotonic_s()), reply)
-        self._settle()
 
     def _act(self, actions: list[m.Action], reply: Reply | None = None) -> None:
         for action in actions:
@@ -250,17 +251,12 @@ class Manager:
                     self._settlements.append((action, None))
             else:
                 self._settlements.append((action, None))
-        self._publish()
 
     def _publish(self) -> None:
         lifecycle, workers = self._scheduler.lifecycle, self._scheduler.board.workers
-        numbers = (
-            len(workers), workers.available, workers.busy, workers.starting, lifecycle.restarts, lifecycle.recycled
-        )  # fmt: skip
-        if numbers != self._published:
-            self._published = numbers
-            names = ("workers", "available", "busy", "starting", "restarts", "recycled")
-            self._ledger.publish(**dict(zip(names, numbers, strict=True)))
+        self._ledger.publish(
+            (len(workers), workers.available, workers.busy, workers.starting, lifecycle.restarts, lifecycle.recycled)
+        )
 
     # Actions ----------------------------------------------------------------------------------------
 
@@ -272,6 +268,10 @@ class Manager:
                 request.future._pid = pid
         link = self._links[action.worker.worker_id]
         link.send(action.requests)
+        if link.channel.request_fd is None:
+            # It reads no more.  Its exit should follow, as after the end of its replies; posted, since
+            # the scheduler is in the middle of an event.
+            self._inbox.post(m.PipeClosed(link.worker_id))
         if link.channel.wants_write:
             self._watch_writes(link)
 
@@ -361,7 +361,8 @@ class Manager:
         if error is None and self._shapes:
             try:
                 value = self._adapter.process_response(request.command, value)
-            except Exception as raised:
+            except BaseException as raised:
+                # Also a SystemExit: this thread must live, and the future must end.
                 error = raised
         expected_good = reply.error is None and (reply.pickled is None or reply.pickled[0] == "result")
         if error is not None and expected_good:
@@ -396,7 +397,9 @@ class Manager:
         command = action.request.command if hasattr(action, "request") else type(action).__name__
         _log.warning("pool %r: a callback for %r held the pool's thread for %.3f s", self._name, command, took_s)
         telemetry.execute(
-            "snakepit.pool.callback_slow", {"duration_s": took_s}, {"pool": self._name, "command": command}
+            "snakepit.pool.callback_slow",
+            {"duration_s": took_s},
+            {"pool": self._name, "kind": "callback", "name": command},
         )
 
     # Workers ----------------------------------------------------------------------------------------
@@ -412,11 +415,16 @@ class Manager:
             config=self._config,
         )
         self._links[event.worker_id] = link
-        self._selector.register(channel.reply_fd, selectors.EVENT_READ, link)
+        self._poller.watch(channel.reply_fd, link)
+        preparation = self._launcher.first_pickle(event.worker_id)
         self._handle(m.Started(event.worker_id, event.pid, self._launcher.argv))
         if worker is None or worker.state is not m.WorkerState.STARTING:
             return
-        link.begin(self._adapter.start_args, self._launcher.first_pickle(event.worker_id))
+        try:
+            link.begin(self._adapter.start_args, preparation)
+        except Exception as error:
+            self._handle(m.StartFailed(event.worker_id, error))
+            return
         self._watch_writes(link)
 
     def _spawn_failed(self, event: p.SpawnFailed) -> None:
@@ -461,6 +469,9 @@ class Manager:
 
     def _take_arrivals(self, link: Link, arrivals: list[Any]) -> None:
         worker_id = link.worker_id
+        if len(arrivals) > 1 and isinstance(arrivals[-1], Garbled):
+            # The answers before the garbage count, but nothing more is sent to a worker that cannot be understood.
+            self._handle(m.PipeClosed(worker_id))
         for arrival in arrivals:
             if isinstance(arrival, Reply):
                 worker = self._scheduler.worker(worker_id)
@@ -485,22 +496,18 @@ class Manager:
         if watched == wanted:
             return
         if watched is not None:
-            # The descriptor may be closed already; the selector knows it by its number.
-            with contextlib.suppress(KeyError):
-                self._selector.unregister(watched)
+            self._poller.unwatch(watched)
         if wanted is not None:
-            self._selector.register(wanted, selectors.EVENT_WRITE, link)
+            self._poller.watch(wanted, link, write=True)
         link.watched_fd = wanted
 
     def _unwatch_reads(self, link: Link) -> None:
-        with contextlib.suppress(KeyError, ValueError):
-            self._selector.unregister(link.channel.reply_fd)
+        self._poller.unwatch(link.channel.reply_fd)
 
     def _unwatch(self, link: Link) -> None:
         self._unwatch_reads(link)
         if link.watched_fd is not None:
-            with contextlib.suppress(KeyError, ValueError):
-                self._selector.unregister(link.watched_fd)
+            self._poller.unwatch(link.watched_fd)
             link.watched_fd = None
 
     # The end ----------------------------------------------------------------------------------------
@@ -528,9 +535,9 @@ class Manager:
             self._unwatch(link)
             link.channel.close()
         self._links.clear()
-        self._selector.close()
+        self._poller.close()
         lifecycle = self._scheduler.lifecycle
-        self._ledger.publish(restarts=lifecycle.restarts, recycled=lifecycle.recycled)
+        self._ledger.publish((0, 0, 0, 0, lifecycle.restarts, lifecycle.recycled))
         for item in self._inbox.close():
             self._refuse_late(item)
         self._on_end(self)

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import itertools
 import queue
-import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import CancelledError, Future
 from typing import Any
+
+from ._clock import check_timeout, monotonic_s
 
 __all__ = ("check_chunksize", "results_as_completed", "results_in_order")
 
@@ -53,16 +54,45 @@ def _outcome(future: Future[Any], timeout_s: float | None, return_exceptions: bo
         return error
 
 
+class Results(Iterator[Any]):
+    """An iterator that can be closed before its first item as well: what has not begun is cancelled.
+
+    Dropped before the first item, it cancels nothing, as in the standard library.
+
+    Args:
+        generator: Gives the results.
+        pending: Its futures, cancelled by ``close``.
+    """
+
+    def __init__(self, generator: Generator[Any, None, None], pending: Callable[[], Iterable[Future[Any]]]) -> None:
+        self._generator = generator
+        self._pending = pending
+
+    def __next__(self) -> Any:
+        return next(self._generator)
+
+    def close(self) -> None:
+        """End the iteration and cancel what has not begun."""
+        self._generator.close()
+        _cancel(self._pending())
+
+
+def _deadline(timeout: object) -> float | None:
+    timeout_s = check_timeout("timeout", timeout)
+    return None if timeout_s is None else monotonic_s() + timeout_s
+
+
 def results_in_order(
     submit: Submit,
     iterables: tuple[Iterable[Any], ...],
     chunksize: int,
     buffersize: int | None,
-    deadline: float | None,
+    timeout: float | None,
     return_exceptions: bool,
-) -> Iterator[Any]:
+) -> Results:
     """Submit everything, or ``buffersize`` items, now; return an iterator over the results in order."""
     _check("buffersize", buffersize)
+    deadline = _deadline(timeout)
     chunks = _chunks(iterables, chunksize if buffersize is None else min(chunksize, buffersize))
     pending: deque[tuple[Future[Any], bool]] = deque()
     ahead = None if buffersize is None else max(1, buffersize // chunksize)
@@ -72,7 +102,8 @@ def results_in_order(
     except BaseException:
         _cancel(future for future, _ in pending)
         raise
-    return _in_order(submit, chunks, pending, buffersize is not None, deadline, return_exceptions)
+    generator = _in_order(submit, chunks, pending, buffersize is not None, deadline, return_exceptions)
+    return Results(generator, lambda: (future for future, _ in pending))
 
 
 def _in_order(
@@ -82,12 +113,12 @@ def _in_order(
     refill: bool,
     deadline: float | None,
     return_exceptions: bool,
-) -> Iterator[Any]:
+) -> Generator[Any, None, None]:
     try:
         while pending:
             future, is_list = pending.popleft()
             try:
-                timeout_s = None if deadline is None else deadline - time.monotonic()
+                timeout_s = None if deadline is None else deadline - monotonic_s()
                 value = _outcome(future, timeout_s, return_exceptions)
             finally:
                 future.cancel()
@@ -109,11 +140,17 @@ def results_as_completed(
     iterables: tuple[Iterable[Any], ...],
     chunksize: int,
     buffersize: int | None,
-    deadline: float | None,
+    timeout: float | None,
     return_exceptions: bool,
-) -> Iterator[Any]:
-    """Submit everything, or ``buffersize`` items, now; return an iterator over the results as they complete."""
+    guard: Callable[[], None],
+) -> Results:
+    """Submit everything, or ``buffersize`` items, now; return an iterator over the results as they complete.
+
+    Args:
+        guard: Raises on a thread that must not wait.
+    """
     _check("buffersize", buffersize)
+    deadline = _deadline(timeout)
     chunks = _chunks(iterables, chunksize if buffersize is None else min(chunksize, buffersize))
     done: queue.SimpleQueue[Future[Any]] = queue.SimpleQueue()
     pending: dict[Future[Any], bool] = {}
@@ -130,7 +167,9 @@ def results_as_completed(
     except BaseException:
         _cancel(pending)
         raise
-    return _as_completed(send, chunks, pending, done, buffersize is not None, deadline, return_exceptions)
+    refill = buffersize is not None
+    generator = _as_completed(send, chunks, pending, done, refill, deadline, return_exceptions, guard)
+    return Results(generator, lambda: pending)
 
 
 def _as_completed(
@@ -141,10 +180,13 @@ def _as_completed(
     refill: bool,
     deadline: float | None,
     return_exceptions: bool,
-) -> Iterator[Any]:
+    guard: Callable[[], None],
+) -> Generator[Any, None, None]:
     try:
         while pending:
-            timeout_s = None if deadline is None else max(0.0, deadline - time.monotonic())
+            timeout_s = None if deadline is None else max(0.0, deadline - monotonic_s())
+            if done.empty():
+                guard()
             try:
                 future = done.get(timeout=timeout_s)
             except queue.Empty:

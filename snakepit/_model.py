@@ -20,14 +20,20 @@ if TYPE_CHECKING:
 __all__ = ()
 
 
-class PoolState(Enum):
+class _Enum(Enum):
+    """An enum whose members hash by identity, in C: they are keys on every request's way."""
+
+    __hash__ = object.__hash__
+
+
+class PoolState(_Enum):
     OPEN = "open"
     DRAINING = "draining"
     CLOSED = "closed"
     BROKEN = "broken"
 
 
-class WorkerState(Enum):
+class WorkerState(_Enum):
     STARTING = "starting"
     IDLE = "idle"
     CHECKING = "checking"
@@ -36,13 +42,13 @@ class WorkerState(Enum):
     CONDEMNED = "condemned"
 
 
-class RequestState(Enum):
+class RequestState(_Enum):
     QUEUED = "queued"
     SENT = "sent"
     DONE = "done"
 
 
-class RequestKind(Enum):
+class RequestKind(_Enum):
     USER = "user"
     SETUP = "setup"
     """A command of a session's set-up; nobody waits for it but the session's next request."""
@@ -51,7 +57,7 @@ class RequestKind(Enum):
     """Not answered by the worker; in its lane only so that it is sent in order."""
 
 
-class Outcome(Enum):
+class Outcome(_Enum):
     """How a request ended, as it is counted in ``PoolStats`` and told by ``snakepit.worker.request``."""
 
     COMPLETED = "ok"
@@ -62,7 +68,7 @@ class Outcome(Enum):
     COMMAND_TIMEOUT = "timeout"
 
 
-class ExitReason(Enum):
+class ExitReason(_Enum):
     """Why a worker ended; the value appears in ``snakepit.worker.exited``."""
 
     CRASH = "crash"
@@ -297,10 +303,11 @@ class Worker:
         return self.retire is None and not self.closed
 
 
-# Events ---------------------------------------------------------------------------------------------
+# Events -----------------------------------------------------------------------------------------------
+# Those on every request's way are not frozen: that would make them twice as dear.
 
 
-@attrs.frozen(eq=False)
+@attrs.define(eq=False)
 class Submitted:
     request: Request
 
@@ -345,7 +352,7 @@ class SpawnRefused:
     error: BaseException
 
 
-@attrs.frozen(eq=False)
+@attrs.define(eq=False)
 class Replied:
     """The worker answered its oldest request. ``failed``: the reply is an error."""
 
@@ -458,7 +465,7 @@ class Condemn:
     kill: bool = False
 
 
-@attrs.frozen(eq=False)
+@attrs.define(eq=False)
 class Dispatch:
     worker: Worker
     requests: tuple[Request, ...]
@@ -478,7 +485,7 @@ class EndSession:
     session_id: str
 
 
-@attrs.frozen(eq=False)
+@attrs.define(eq=False)
 class Resolve:
     """Settle the request with the reply that is being handled."""
 

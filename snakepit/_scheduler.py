@@ -1,8 +1,8 @@
 """The pool's decisions as a pure state machine: an event in, actions out.
 
 No thread, no I/O, no clock of its own: ``handle(event, now)`` returns the actions to take, in order.
-The parts: ``_dispatcher`` (which request where), ``_session_rules`` (affinity), ``_lifecycle`` (workers),
-over the tables of ``_board``.  Run by the manager's thread.
+The parts: ``_dispatcher`` (which request where), ``_session_rules`` (affinity), ``_lifecycle`` and ``_upkeep``
+(workers), over the tables of ``_board``.  Run by the manager's thread.
 
     worker    STARTING -Ready-> IDLE <-Replied/Dispatch-> BUSY ;  any -> CONDEMNED -Exited-> (gone) -> Spawn
     request   queued -> sent -> done         (it has one home at any time)
@@ -11,7 +11,7 @@ over the tables of ``_board``.  Run by the manager's thread.
 Invariants, asserted by ``check()``:
 
     I1 an accepted request is in exactly one place, and exactly one Resolve, Fail or Cancel leaves for it
-    I2 BUSY <=> something is in its pipe    I3 on the idle stack <=> IDLE and not retiring
+    I2 BUSY <=> something is in its pipe    I3 on the idle stack <=> IDLE and in service
     I4 affinity never points to a condemned worker           I5 live workers, condemned ones included, <= size
     I6 after handle(), no queued request has an eligible idle worker
     I7 stale entries of lanes and timers are recognised by identity when they surface, never searched for
@@ -30,8 +30,9 @@ from ._invariants import check_invariants
 from ._lifecycle import Lifecycle
 from ._model import Action, ExitReason, Outcome, PoolState, RequestKind, RequestState, Worker, WorkerState
 from ._session_rules import SessionRules
+from ._upkeep import Alarm
 from .config import PoolConfig
-from .errors import CommandTimeout, InternalError, PoolBroken, QueueTimeout, WorkerDied, WorkerStartError
+from .errors import PoolBroken, WorkerDied, WorkerStartError
 
 __all__ = ("Scheduler",)
 
@@ -55,6 +56,7 @@ class Scheduler:
         self.dispatcher = Dispatcher(self.board, self.rules)
         self.lifecycle = Lifecycle(self.board, self.rules, self.dispatcher)
         self._waiters: list[tuple[int, Any]] = []
+        self._ending = Alarm()
         self._handlers: dict[type, Callable[[Any], None]] = {
             m.Submitted: self._submitted,
             m.Cancelled: self._cancelled,
@@ -77,6 +79,20 @@ class Scheduler:
             m.EndRequested: self._end_requested,
             m.DeadlinePassed: self._deadline_passed,
         }
+        self._deadlines: dict[str, Callable[[Any], None]] = {
+            "queue": self.dispatcher.timed_out,
+            "run": self.lifecycle.run_timed_out,
+            "session": self.rules.expire,
+            "start": self.lifecycle.start_timed_out,
+            "ping": self.lifecycle.unhealthy,
+            "closed": self.lifecycle.closed_too_long,
+            "drain": self.lifecycle.overdue,
+            "respawn": self.lifecycle.backed_off,
+            "health": self.lifecycle.check_health,
+            "aging": self.lifecycle.check_age,
+            "idling": self.lifecycle.check_idle,
+            "end": lambda _: self._end_requested(m.EndRequested(False)),
+        }
 
     def handle(self, event: object, now: float) -> list[Action]:
         """Take one event and return the actions that follow from it, in order.
@@ -90,6 +106,8 @@ class Scheduler:
         board.actions = actions = []
         self._handlers[type(event)](event)
         self._after()
+        # Actions hold requests, and requests their users' futures: nothing is kept until the next event.
+        board.actions = []
         return actions
 
     def start(self, now: float) -> list[Action]:
@@ -105,7 +123,7 @@ class Scheduler:
 
     def check(self) -> None:
         """Assert the invariants I1 to I7 over the whole state; O(everything), for tests."""
-        check_invariants(self.board, self.rules, self.dispatcher)
+        check_invariants(self.board, self.rules, self.dispatcher, self.lifecycle)
 
     @property
     def state(self) -> PoolState:
@@ -116,15 +134,21 @@ class Scheduler:
         return self.board.workers.by_id.get(worker_id)
 
     def _after(self) -> None:
+        """Draw the conclusions that every event may ask for."""
         board, lifecycle = self.board, self.lifecycle
         if lifecycle.policy.spent and board.broken_by is None:
             self._break(lifecycle.policy.last_error)
+        if lifecycle.retiring:
+            lifecycle.retire_drained()
+        self.dispatcher.match()
         if board.workers.free:
             lifecycle.grow()
         if self._waiters:
             self._notify()
         if board.state is PoolState.DRAINING:
             self._drain()
+        elif board.workers.idle:
+            lifecycle.arm_idle()
 
     # Requests ---------------------------------------------------------------------------------------
 
@@ -140,29 +164,26 @@ class Scheduler:
             board.timers.set(request, request.queue_deadline, "queue")
         if request.session_id is None:
             board.queue.push(request)
-            self.dispatcher.match()
             return
         worker = self.rules.enqueue(request)
         if worker is not None:
             self.dispatcher.serve(worker)
-        else:
-            self.dispatcher.match()
 
     def _cancelled(self, event: m.Cancelled) -> None:
         worker = self.dispatcher.cancelled(event.request)
         if worker is not None:
             self.lifecycle.condemn(worker, ExitReason.CANCELLED)
-        self.dispatcher.match()
 
     def _replied(self, event: m.Replied) -> None:
-        worker = self._known(event.worker_id)
+        worker = self.worker(event.worker_id)
         if worker is None or not worker.sent:
             return
         self.lifecycle.proven(worker)
-        doomed = self.dispatcher.replied(worker, event.error)
+        self.dispatcher.replied(worker, event.error)
         if worker.state is WorkerState.CONDEMNED:
             return
-        if doomed is not None:
+        if worker.sent and worker.sent[0].state is RequestState.DONE:
+            # Cancelled while it stood in the pipe, and begun all the same.
             self.lifecycle.condemn(worker, ExitReason.CANCELLED)
             return
         if worker.state is WorkerState.CHECKING:
@@ -170,85 +191,74 @@ class Scheduler:
         self.dispatcher.settle_idle(worker)
         self._go_on(worker)
 
-    def _go_on(self, worker: Worker) -> None:
-        if self.lifecycle.reached_limit(worker):
-            return
-        self.dispatcher.refill(worker)
-        self.lifecycle.retire_if_drained(worker)
-        if worker.state is WorkerState.IDLE:
-            self.lifecycle.arm_idle()
-
     def _skipped(self, event: m.Skipped) -> None:
-        worker = self._known(event.worker_id)
+        worker = self.worker(event.worker_id)
         if worker is not None and worker.state is not WorkerState.CONDEMNED:
             self.dispatcher.skipped(worker)
             self._go_on(worker)
 
+    def _go_on(self, worker: Worker) -> None:
+        """Give a worker its next work, unless its time is over."""
+        if worker.state is WorkerState.IDLE:
+            self.lifecycle.reached_limit(worker)
+        self.dispatcher.refill(worker)
+
     def _taken_back(self, event: m.TakenBack) -> None:
-        worker = self._known(event.worker_id)
+        worker = self.worker(event.worker_id)
         if worker is not None:
             self.dispatcher.taken_back(worker, event.count)
 
     def _session_ended(self, event: m.SessionEnded) -> None:
-        session = self.rules.table.get(event.session_id)
-        worker = session.worker if session is not None else None
         self.rules.end_session(event.session_id)
-        if worker is not None:
-            self.lifecycle.retire_if_drained(worker)
-        self.dispatcher.match()
 
     # Workers ----------------------------------------------------------------------------------------
 
-    def _known(self, worker_id: str) -> Worker | None:
-        return self.board.workers.by_id.get(worker_id)
-
     def _started(self, event: m.Started) -> None:
-        worker = self._known(event.worker_id)
+        worker = self.worker(event.worker_id)
         if worker is not None:
             worker.pid, worker.argv = event.pid, event.argv
             self.board.emit("worker.spawned", {}, worker_id=worker.worker_id, pid=event.pid)
 
     def _ready(self, event: m.Ready) -> None:
-        worker = self._known(event.worker_id)
+        worker = self.worker(event.worker_id)
         if worker is not None and worker.state is WorkerState.STARTING:
             worker.can_claim, worker.can_end_session = event.can_claim, event.can_end_session
             self.lifecycle.ready(worker)
 
     def _start_failed(self, event: m.StartFailed) -> None:
-        worker = self._known(event.worker_id)
-        if worker is not None:
+        worker = self.worker(event.worker_id)
+        if worker is not None and worker.state is WorkerState.STARTING:
             self.lifecycle.start_failed(worker, event.error)
             if event.fatal and self.board.broken_by is None:
                 self._break(event.error)
 
     def _spawn_refused(self, event: m.SpawnRefused) -> None:
-        worker = self._known(event.worker_id)
+        worker = self.worker(event.worker_id)
         if worker is not None:
             self.lifecycle.spawn_refused(worker, event.error)
 
     def _misbehaved(self, event: m.Misbehaved) -> None:
-        worker = self._known(event.worker_id)
+        worker = self.worker(event.worker_id)
         if worker is not None:
             self.lifecycle.misbehaved(worker, event.error)
 
     def _pipe_closed(self, event: m.PipeClosed) -> None:
-        worker = self._known(event.worker_id)
+        worker = self.worker(event.worker_id)
         if worker is not None:
             self.lifecycle.pipe_closed(worker)
 
     def _exited(self, event: m.Exited) -> None:
-        worker = self._known(event.worker_id)
+        worker = self.worker(event.worker_id)
         if worker is not None:
             self.lifecycle.exited(worker, event)
-            self.dispatcher.match()
 
     def _measured(self, event: m.RssMeasured) -> None:
-        worker = self._known(event.worker_id)
+        worker = self.worker(event.worker_id)
         if worker is not None:
             self.lifecycle.measured(worker, event.rss_bytes)
 
     def _restart_requested(self, event: m.RestartRequested) -> None:
-        worker = self._known(event.worker_id)
+        worker = self.worker(event.worker_id)
         if worker is not None:
             self.lifecycle.retire(worker, ExitReason.RECYCLED)
 
@@ -257,12 +267,24 @@ class Scheduler:
     def _workers_wanted(self, event: m.WorkersWanted) -> None:
         board = self.board
         if board.state is not PoolState.OPEN:
-            cause = board.broken_by.__cause__ if board.broken_by is not None else None
-            error = cause if isinstance(cause, WorkerStartError) else board.broken_by
-            board.act(m.Notify(event.waiter, error or RuntimeError("the pool is shut down")))
+            self._refuse(event.waiter)
             return
-        self.lifecycle.wanted = max(self.lifecycle.wanted, event.count)
-        self._waiters.append((event.count, event.waiter))
+        count = min(event.count, board.size)
+        self.lifecycle.wanted = max(self.lifecycle.wanted, count)
+        self._waiters.append((count, event.waiter))
+
+    def _refuse(self, waiter: Any) -> None:
+        """Answer a waiter that waits for nothing: the pool is broken, or shut down."""
+        error: BaseException = RuntimeError("the pool is shut down")
+        if self.board.broken_by is not None:
+            cause = self.board.broken_by.__cause__
+            error = cause if isinstance(cause, WorkerStartError) else self.board.broken_by
+        self.board.act(m.Notify(waiter, error))
+
+    def _refuse_waiters(self) -> None:
+        for _, waiter in self._waiters:
+            self._refuse(waiter)
+        self._waiters = []
 
     def _notify(self) -> None:
         workers = self.board.workers
@@ -274,24 +296,17 @@ class Scheduler:
             else:
                 still.append((count, waiter))
         self._waiters = still
-        if not still:
-            self.lifecycle.wanted = 0
+        self.lifecycle.wanted = max((count for count, _ in still), default=0)
 
     def _recycle_requested(self, _: m.RecycleRequested) -> None:
         board = self.board
         if board.state is PoolState.BROKEN:
             board.state = PoolState.OPEN
             board.broken_by = None
-            self.lifecycle.policy.reset()
-            for slot in board.workers.slots:
-                slot.failures = 0
-                board.timers.clear(slot)
-                board.workers.release(slot)
+            self.lifecycle.heal()
             board.act(m.Heal())
         elif board.state is PoolState.OPEN:
-            for worker in list(board.workers.by_id.values()):
-                if worker.state is not WorkerState.CONDEMNED:
-                    self.lifecycle.retire_later(worker, ExitReason.RECYCLED)
+            self.lifecycle.recycle()
 
     def _break(self, cause: BaseException | None) -> None:
         board = self.board
@@ -302,27 +317,23 @@ class Scheduler:
         board.broken_by = error
         board.act(m.Break(error))
         board.emit("pool.broken", {}, error=str(cause))
-        self.lifecycle.forget_plans()
+        self.lifecycle.stop()
         self.dispatcher.fail_all(error)
         for worker in list(board.workers.by_id.values()):
             self.lifecycle.condemn(worker, ExitReason.BROKEN)
-        notice = cause if isinstance(cause, WorkerStartError) else error
-        for _, waiter in self._waiters:
-            board.act(m.Notify(waiter, notice))
-        self._waiters = []
+        self._refuse_waiters()
 
     def _shutdown_requested(self, event: m.ShutdownRequested) -> None:
         board = self.board
         if board.state in (PoolState.OPEN, PoolState.BROKEN):
             board.state = PoolState.DRAINING
-            self.lifecycle.forget_plans()
-            for _, waiter in self._waiters:
-                board.act(m.Notify(waiter, RuntimeError("the pool is shut down")))
-            self._waiters = []
+            self.lifecycle.stop()
+            self._refuse_waiters()
         if event.cancel_queued:
             self.dispatcher.cancel_queued()
-        if event.end_at is not None and board.state is PoolState.DRAINING:
-            board.timers.set(self.lifecycle.ending, event.end_at, "end")
+        timer = self._ending.timer
+        if event.end_at is not None and (timer is None or event.end_at < timer[0]):
+            board.timers.set(self._ending, event.end_at, "end")
 
     def _end_requested(self, event: m.EndRequested) -> None:
         board = self.board
@@ -342,19 +353,17 @@ class Scheduler:
     def _drain(self) -> None:
         """End the workers once no accepted work is left, and the pool once no worker is left."""
         board = self.board
-        if len(board.queue):
-            return
-        work = any(len(w.lane) or any(r.kind is not RequestKind.PING for r in w.sent) for w in self._live())
+        live = [w for w in board.workers.by_id.values() if w.state is not WorkerState.CONDEMNED]
+        work = len(board.queue) or any(
+            len(w.lane) or any(r.kind is not RequestKind.PING for r in w.sent) for w in live
+        )
         if work:
             return
-        for worker in self._live():
+        for worker in live:
             self.lifecycle.condemn(worker, ExitReason.SHUTDOWN, polite=worker.state is not WorkerState.STARTING)
         if not len(board.workers):
             board.state = PoolState.CLOSED
             board.act(m.Close())
-
-    def _live(self) -> list[Worker]:
-        return [w for w in self.board.workers.by_id.values() if w.state is not WorkerState.CONDEMNED]
 
     # Deadlines --------------------------------------------------------------------------------------
 
@@ -362,61 +371,4 @@ class Scheduler:
         board = self.board
         while (due := board.timers.pop_due(board.now)) is not None:
             kind, owner = due
-            if kind == "queue":
-                self._queue_timed_out(owner)
-            elif kind == "run":
-                self._run_timed_out(owner)
-            elif kind == "start":
-                limit_s = board.config.worker_init_timeout_s
-                self.lifecycle.start_failed(owner, TimeoutError(f"no valid handshake within {limit_s} s"))
-            elif kind == "ping":
-                self.lifecycle.condemn(owner, ExitReason.HEALTH)
-            elif kind == "closed":
-                self.lifecycle.closed_too_long(owner)
-            elif kind == "drain":
-                self.lifecycle.retire_overdue(owner)
-            elif kind == "respawn":
-                board.workers.release(owner)
-            elif kind == "session":
-                self.rules.expire(owner)
-            elif kind == "end":
-                self._end_requested(m.EndRequested())
-            elif kind == "health":
-                self.lifecycle.check_health()
-            elif kind == "aging":
-                self.lifecycle.check_age()
-            elif kind == "idling":
-                self.lifecycle.check_idle()
-            else:
-                raise InternalError(f"unknown deadline {kind!r}")
-        self.dispatcher.match()
-
-    def _queue_timed_out(self, request: m.Request) -> None:
-        board = self.board
-        if not request.claim():
-            self.rules.end(request)
-            return
-        error = QueueTimeout(f"{request.command!r} {board.times(request)} ({board.numbers()})")
-        board.emit(
-            "pool.queue_timeout",
-            {"queue_s": board.now - request.accepted_at},
-            command=request.command,
-            session=request.session_id,
-        )
-        self.rules.fail(request, error, Outcome.QUEUE_TIMEOUT)
-
-    def _run_timed_out(self, request: m.Request) -> None:
-        worker = request.worker
-        if worker is None or not worker.sent or worker.sent[0] is not request:
-            raise InternalError(f"{request!r} timed out without being the oldest of its worker")
-        error = CommandTimeout(
-            f"{request.command!r} exceeded its time-out of {request.timeout_s} s: it {self.board.times(request)};"
-            f" worker {worker.worker_id} (pid {worker.pid}) is ended ({self.board.numbers()})"
-        )
-        worker.sent.popleft()
-        if request.kind is RequestKind.USER:
-            self.rules.fail(request, error, Outcome.COMMAND_TIMEOUT)
-        else:
-            self.rules.end(request)
-            self.rules.setup_replied(request, error)
-        self.lifecycle.condemn(worker, ExitReason.TIMEOUT)
+            self._deadlines[kind](owner)

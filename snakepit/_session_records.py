@@ -1,16 +1,26 @@
 """What a session store hands out and keeps: records, rows, and the checks of ids and times.
 
-Pure; runs on the caller's thread and owns no state.
+Runs on the caller's thread and owns no state.
 """
 
 from __future__ import annotations
 
 import math
+import os
 from typing import Any
 
 import attrs
 
-__all__ = ("Row", "Session", "SessionStats", "check_callable", "check_id", "check_ttl")
+__all__ = (
+    "Row",
+    "Session",
+    "SessionStats",
+    "check_callable",
+    "check_id",
+    "check_quota",
+    "check_ttl",
+    "new_version",
+)
 
 
 @attrs.frozen
@@ -107,7 +117,22 @@ def check_ttl(name: str, value: object) -> float:
         return math.inf
 
 
-def check_callable(fn: object) -> None:
-    """Raise TypeError unless ``fn`` can be called."""
-    if not callable(fn):
-        raise TypeError(f"fn must be callable, not {fn!r}")
+def check_quota(name: str, value: object) -> None:
+    """Raise TypeError or ValueError unless ``value`` is an int > 0, or None for no limit."""
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an int > 0 or None, not {value!r}")
+    if value <= 0:
+        raise ValueError(f"{name} must be an int > 0 or None, not {value!r}")
+
+
+def check_callable(name: str, value: object) -> None:
+    """Raise TypeError unless ``value`` can be called."""
+    if not callable(value):
+        raise TypeError(f"{name} must be callable, not {value!r}")
+
+
+def new_version() -> int:
+    """Return a number that no other row has had."""
+    return int.from_bytes(os.urandom(8), "big") >> 1  # SQLite integers are signed

@@ -312,7 +312,7 @@ class SessionRules:
                 self._rest(successor)
 
     def _tell_end(self, session: Session, worker: Worker) -> None:
-        if worker.can_end_session and worker.state is not WorkerState.CONDEMNED:
+        if worker.can_end_session and not worker.closed and worker.state is not WorkerState.CONDEMNED:
             self._board.act(EndSession(worker, session.session_id))
 
     def drop_setups(self) -> None:

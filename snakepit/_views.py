@@ -5,8 +5,8 @@ Run on the caller's thread; own nothing but their settings.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -50,9 +50,8 @@ class OptionsView:
     ) -> Iterator[Any]:
         """Run over every item, results in order; see ``SnakepitExecutor.map``."""
         submit = self._executor._mapper(command, iterables, chunksize, options, self._options)
-        deadline = None if timeout is None else timeout + time.monotonic()
         every = options.get("return_exceptions", False)
-        return results_in_order(submit, iterables, chunksize or 1, buffersize, deadline, every)
+        return results_in_order(submit, iterables, chunksize or 1, buffersize, timeout, every)
 
     def map_unordered(
         self,
@@ -65,9 +64,9 @@ class OptionsView:
     ) -> Iterator[Any]:
         """Run over every item, results as they complete; see ``SnakepitExecutor.map_unordered``."""
         submit = self._executor._mapper(command, iterables, chunksize, options, self._options)
-        deadline = None if timeout is None else timeout + time.monotonic()
         every = options.get("return_exceptions", False)
-        return results_as_completed(submit, iterables, chunksize or 1, buffersize, deadline, every)
+        guard = partial(self._executor._refuse_to_wait, "map_unordered()")
+        return results_as_completed(submit, iterables, chunksize or 1, buffersize, timeout, every, guard)
 
 
 class SessionView(OptionsView):

@@ -629,13 +629,14 @@ class Watchdog:
             self._kill_left(wards)
         for ward in wards:
             status = _quietly(ward.child.poll, None)
-            GUARDIAN.unregister(ward.child.pid)
-            with contextlib.suppress(Exception):
-                ward.child.close()
             survivors: tuple[int, ...] = ()
             if status is None:
                 survivors = (ward.child.pid,)
                 ward.child.abandon()
+            else:
+                GUARDIAN.unregister(ward.child.pid)
+            with contextlib.suppress(Exception):
+                ward.child.close()
             with contextlib.suppress(Exception):
                 self._post(_exited(ward, status or ExitStatus(), survivors))
 

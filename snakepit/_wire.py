@@ -50,12 +50,16 @@ class FrameDecoder:
 
     Args:
         limit_bytes: Longest payload; a longer length is an error as soon as its header is there.
+
+    Attributes:
+        error: A length of 0 or above the limit, from where on the stream is useless, or None.
     """
 
     # INVARIANT: `_buffer` starts at a frame boundary.
     def __init__(self, limit_bytes: int) -> None:
         self._limit_bytes = limit_bytes
         self._buffer = bytearray()
+        self.error: ProtocolError | None = None
 
     @property
     def inside_frame(self) -> bool:
@@ -67,36 +71,34 @@ class FrameDecoder:
         return bytes(self._buffer[: _SHOWN_BYTES + 1])
 
     def feed(self, data: bytes) -> list[bytes]:
-        """Take received bytes and return the payloads that are complete.
-
-        Raises:
-            ProtocolError: A length of 0 or above the limit; raised here, and the stream is useless from there on.
-        """
+        """Take received bytes and return the payloads that are complete; sets ``error`` after the last good one."""
         buffer: bytes | bytearray
+        payloads: list[bytes] = []
+        if self.error is not None:
+            return payloads
         if self._buffer:
             self._buffer += data
             buffer = self._buffer
         else:
             buffer = data
-        payloads = []
         start, end = 0, len(buffer)
-        try:
-            while end - start >= 4:
-                (length,) = _HEADER.unpack_from(buffer, start)
-                if not 0 < length <= self._limit_bytes:
-                    seen = show_bytes(buffer[start : start + _SHOWN_BYTES + 1])
-                    raise ProtocolError(
-                        f"a frame of {length} bytes (allowed: 1 to {self._limit_bytes}); the stream held: {seen}"
-                    )
-                if end - start - 4 < length:
-                    break
-                payloads.append(bytes(buffer[start + 4 : start + 4 + length]))
-                start += 4 + length
-        finally:
-            if buffer is self._buffer:
-                del self._buffer[:start]
-            else:
-                self._buffer += buffer[start:]
+        while end - start >= 4:
+            (length,) = _HEADER.unpack_from(buffer, start)
+            if not 0 < length <= self._limit_bytes:
+                seen = show_bytes(buffer[start : start + _SHOWN_BYTES + 1])
+                self.error = ProtocolError(
+                    f"a frame of {length} bytes (allowed: 1 to {self._limit_bytes}); the stream held: {seen}"
+                )
+                self._buffer = bytearray()
+                return payloads
+            if end - start - 4 < length:
+                break
+            payloads.append(bytes(memoryview(buffer)[start + 4 : start + 4 + length]))
+            start += 4 + length
+        if buffer is self._buffer:
+            del self._buffer[:start]
+        else:
+            self._buffer += buffer[start:]
         return payloads
 
 
@@ -119,6 +121,7 @@ class MessageDecoder:
         self._message: dict[str, Any] | None = None
         self._raw: list[bytearray] = []
         self._lengths: list[int] = []
+        self._place = 0
         self.error: ProtocolError | None = None
 
     def feed(self, data: bytes) -> list[dict[str, Any] | bytes]:
@@ -133,6 +136,8 @@ class MessageDecoder:
                     messages.append(message)
         except ProtocolError as error:
             self.error = error
+        else:
+            self.error = self._frames.error
         return messages
 
     def finish(self) -> ProtocolError | None:
@@ -169,18 +174,20 @@ class MessageDecoder:
         if total > self._max_message_bytes:
             raise ProtocolError(f"a message of {total} bytes (max_message_bytes is {self._max_message_bytes})")
         self._message = message
-        self._raw, self._lengths = [bytearray() for _ in lengths], lengths
+        self._raw, self._lengths, self._place = [bytearray() for _ in lengths], lengths, 0
         return self._complete()
 
     def _take_raw(self, payload: bytes) -> dict[str, Any] | None:
-        place = next(i for i, raw in enumerate(self._raw) if len(raw) < self._lengths[i])
+        place = self._place
         if len(self._raw[place]) + len(payload) > self._lengths[place]:
             raise ProtocolError(f"an attachment longer than the {self._lengths[place]} bytes announced for it")
         self._raw[place] += payload
         return self._complete()
 
     def _complete(self) -> dict[str, Any] | None:
-        if any(len(raw) < length for raw, length in zip(self._raw, self._lengths, strict=True)):
+        while self._place < len(self._raw) and len(self._raw[self._place]) == self._lengths[self._place]:
+            self._place += 1
+        if self._place < len(self._raw):
             return None
         message, self._message = self._message, None
         assert message is not None
@@ -234,15 +241,16 @@ def encode_command(
     if attachments:
         listed = [{"path": path, "kind": "bytes", "len": len(data)} for path, data in attachments]
         body += b',"attachments":%s' % _encode_json(listed)
-    # 256: room for the id, the session and the deadline, which join the frame later.
-    if len(body) + 256 > max_frame_bytes:
+    session = b"" if session_id is None else b',"session":%s' % _encode_json(session_id)
+    # 256: room for the id, the deadline and the time, which join the frame later.
+    if len(body) + len(session) + 256 > max_frame_bytes:
         raise EncodeError(
             f"/args: {len(text)} bytes of JSON for {command!r} do not fit a frame (max_frame_bytes is {max_frame_bytes});"
             " send large data as bytes"
         )
     content = CommandContent(
         body,
-        b"" if session_id is None else b',"session":%s' % _encode_json(session_id),
+        session,
         tuple(data for _, data in attachments),
     )
     if attachments and content.size_bytes > max_message_bytes:

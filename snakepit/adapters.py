@@ -16,8 +16,8 @@ from typing import Any, ClassVar
 import attrs
 
 from ._bridges import bridge_path
-from ._values import JsonValue
-from .errors import WorkerStartError
+from ._values import JsonValue, encode_value
+from .errors import EncodeError, WorkerStartError
 
 __all__ = (
     "Adapter",
@@ -115,7 +115,9 @@ class Adapter(ABC):
 
         Raises:
             WorkerStartError: The program or script is not there; raised here.
+            TypeError, ValueError: A bad attribute (``level``, ``env``, ``start_args``, ...); raised here.
         """
+        _check_common(self)
         program = find_executable(self.executable_path(), self)
         script = self.script_path()
         if script is not None and not os.path.isfile(self._from_cwd(script)):
@@ -164,6 +166,9 @@ def _check_common(adapter: Adapter) -> None:
                 raise TypeError(f"{kind}: env must map str to str, not {name!r} to {value!r}")
     if adapter.cwd is not None and not os.path.isdir(adapter.cwd):
         raise ValueError(f"{kind}: cwd {os.fspath(adapter.cwd)!r} is not a directory")
+    _, attachments = encode_value(adapter.start_args, "/start_args")
+    if attachments:
+        raise EncodeError(f"{kind}: {attachments[0][0]}: bytes cannot be sent at the start; encode them as text")
 
 
 class CommandAdapter(Adapter):

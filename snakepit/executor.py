@@ -6,13 +6,13 @@ Runs on callers' threads; owns nothing that another thread changes.
 from __future__ import annotations
 
 import os
-import time
+import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Executor, Future
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import attrs
 
@@ -33,9 +33,7 @@ from ._views import OptionsView, SessionView
 from .adapters import Adapter, CallableAdapter
 from .config import PoolConfig
 from .errors import QueueFull
-
-if TYPE_CHECKING:
-    from .sessions import SessionStore
+from .sessions import SessionStore
 
 __all__ = ("SnakepitExecutor",)
 
@@ -112,6 +110,8 @@ class SnakepitExecutor(Executor):
         self._config = config
         self._affinity = affinity
         self._block = queue_full == "block"
+        # LOCK: protects the making of `_sessions`; held while a store is made, which calls nobody.
+        self._sessions_lock = threading.Lock()
         self._sessions = sessions
         self._preparation = (
             _callables.Preparation(adapter.initializer, adapter.initargs, adapter.mp_context)
@@ -199,7 +199,7 @@ class SnakepitExecutor(Executor):
             del future
 
     def _submit_command(
-        self, command: str, args: tuple[Any, ...], options: CallOptions, block: bool, chunk: object = None
+        self, command: str, args: tuple[Any, ...], options: CallOptions, block: bool
     ) -> SnakepitFuture:
         ledger = self._ledger
         ledger.check_open()
@@ -207,7 +207,6 @@ class SnakepitExecutor(Executor):
             raise TypeError(f"submit({command!r}, ...) takes one args value, not {len(args)}")
         content, run_timeout_s = self._encoder.command(command, args[0] if args else {}, options)
         request = self._request(content, command, options, run_timeout_s, content.size_bytes)
-        request.chunk = chunk
         return self._admit(request, block)
 
     def _submit_call(
@@ -295,9 +294,8 @@ class SnakepitExecutor(Executor):
             An iterator; closing it cancels what has not begun.
         """
         submit = self._mapper(command, iterables, chunksize, options)
-        return_exceptions = options.get("return_exceptions", False)
-        deadline = _map_deadline(timeout)
-        return results_in_order(submit, iterables, chunksize or 1, buffersize, deadline, return_exceptions)
+        every = options.get("return_exceptions", False)
+        return results_in_order(submit, iterables, chunksize or 1, buffersize, timeout, every)
 
     def map_unordered(
         self,
@@ -310,9 +308,9 @@ class SnakepitExecutor(Executor):
     ) -> Iterator[Any]:
         """Do the same as ``map``, but return the results as they complete."""
         submit = self._mapper(command, iterables, chunksize, options)
-        return_exceptions = options.get("return_exceptions", False)
-        deadline = _map_deadline(timeout)
-        return results_as_completed(submit, iterables, chunksize or 1, buffersize, deadline, return_exceptions)
+        every = options.get("return_exceptions", False)
+        guard = partial(self._refuse_to_wait, "map_unordered()")
+        return results_as_completed(submit, iterables, chunksize or 1, buffersize, timeout, every, guard)
 
     def _mapper(
         self,
@@ -334,7 +332,7 @@ class SnakepitExecutor(Executor):
         _refuse_keywords("map", options, {*COMMAND_KEYWORDS, "item_timeout", "return_exceptions"} - {"timeout"})
         given = {name: value for name, value in options.items() if name in COMMAND_KEYWORDS}
         if "item_timeout" in options:
-            given["timeout"] = options["item_timeout"]
+            given["timeout"] = check_timeout("item_timeout", options["item_timeout"])
         return partial(self._submit_command_chunk, command, base.override(given))
 
     def _submit_command_chunk(
@@ -343,13 +341,19 @@ class SnakepitExecutor(Executor):
         chunk = object() if len(items) > 1 else None
         futures: list[tuple[Future[Any], bool]] = []
         for item in items:
+            self._ledger.check_open()
+            future: Future[Any]
             try:
-                # Waits for room even where submit() raises: a map is one call, and its input may be endless.
-                future: Future[Any] = self._submit_command(command, item, options, True, chunk)
-            except (ValueError, LookupError, TypeError) as error:
-                # Bad args stand at the item's place; the door shut or no room ends the map.
+                content, run_timeout_s = self._encoder.command(command, item[0], options)
+            except Exception as error:
+                # A bad item fails at its place; the door shut or no room ends the map.
                 future = Future()
                 future.set_exception(error)
+            else:
+                request = self._request(content, command, options, run_timeout_s, content.size_bytes)
+                request.chunk = chunk
+                # Waits for room even where submit() raises: a map is one call, and its input may be endless.
+                future = self._admit(request, True)
             futures.append((future, False))
         return futures
 
@@ -428,11 +432,11 @@ class SnakepitExecutor(Executor):
     @property
     def sessions(self) -> SessionStore:
         """The store for users' session data (apart from affinity)."""
-        if self._sessions is None:
-            from .sessions import SessionStore
-
-            self._sessions = SessionStore()
-        return self._sessions
+        with self._sessions_lock:
+            if self._sessions is None:
+                config = self._config
+                self._sessions = SessionStore(default_ttl_s=config.session_ttl_s, max_sessions=config.max_sessions)
+            return self._sessions
 
     @property
     def mp_context(self) -> Any:
@@ -532,7 +536,7 @@ class SnakepitExecutor(Executor):
 
     def _shut_door(self) -> None:
         self._finalizer.detach()
-        self._ledger.refuse(lambda: RuntimeError("cannot schedule new futures after shutdown"))
+        self._ledger.refuse(lambda: RuntimeError("cannot schedule new futures after shutdown"), final=True)
 
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
@@ -549,10 +553,6 @@ class SnakepitExecutor(Executor):
 
     def __repr__(self) -> str:
         return f"<SnakepitExecutor {self._name!r} {type(self._adapter).__name__} max_workers={self._max_workers}>"
-
-
-def _map_deadline(timeout: float | None) -> float | None:
-    return None if timeout is None else timeout + time.monotonic()
 
 
 def _refuse_keywords(method: str, given: Mapping[str, Any], allowed: set[str]) -> None:

@@ -18,18 +18,20 @@ from typing import Any, Final
 
 from ._session_backends import MemoryBackend, SessionBackend, Table
 from ._session_locks import Turns
-from ._session_records import Row, Session, SessionStats, check_callable, check_id, check_ttl
+from ._session_records import (
+    Row,
+    Session,
+    SessionStats,
+    check_callable,
+    check_id,
+    check_quota,
+    check_ttl,
+    new_version,
+)
 from ._session_sqlite import SQLiteBackend
 from .errors import SessionError, SessionExists, SessionNotFound, SessionQuotaExceeded
 
-__all__ = (
-    "MemoryBackend",
-    "SQLiteBackend",
-    "Session",
-    "SessionBackend",
-    "SessionStats",
-    "SessionStore",
-)
+__all__ = ("MemoryBackend", "SQLiteBackend", "Session", "SessionBackend", "SessionStats", "SessionStore")
 
 _SESSION: Final = ""  # the key of the session's own row; program ids are never empty
 _GLOBAL: Final = ""  # the owner of the global programs; session ids are never empty
@@ -64,13 +66,8 @@ class SessionStore:
         max_sessions: int | None = 10_000,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        if max_sessions is not None:
-            if isinstance(max_sessions, bool) or not isinstance(max_sessions, int):
-                raise TypeError(f"max_sessions must be an int > 0 or None, not {max_sessions!r}")
-            if max_sessions <= 0:
-                raise ValueError(f"max_sessions must be an int > 0 or None, not {max_sessions!r}")
-        if not callable(clock):
-            raise TypeError(f"clock must be callable, not {clock!r}")
+        check_quota("max_sessions", max_sessions)
+        check_callable("clock", clock)
         self._default_ttl_s = check_ttl("default_ttl_s", default_ttl_s)
         self._max_sessions = max_sessions
         self._clock = clock
@@ -125,7 +122,7 @@ class SessionStore:
             if old is not None:
                 table.delete(session_id, _SESSION)
             swept, room = self._make_room(table, now, sessions=True)
-            row = Row(value, now, now, ttl_s, _new_version())
+            row = Row(value, now, now, ttl_s, new_version())
             if room:
                 table.put(session_id, _SESSION, row)
         self._count_expired(expired + swept)
@@ -156,7 +153,6 @@ class SessionStore:
         after a ``delete``, changed the data meanwhile.
 
         Args:
-            session_id: An existing session.
             fn: Receives a copy of the data; returns the new data, or None to keep the changed copy.
 
         Returns:
@@ -169,7 +165,7 @@ class SessionStore:
             TypeError, ValueError: A bad callback, or data that cannot be stored; raised here.
         """
         session_id = check_id("session_id", session_id)
-        check_callable(fn)
+        check_callable("fn", fn)
 
         def change(value: dict[str, Any]) -> dict[str, Any]:
             data = fn(value["data"])
@@ -183,14 +179,7 @@ class SessionStore:
 
     def delete(self, session_id: str) -> bool:
         """Remove a session with its programs; return whether there was one that had not expired."""
-        session_id = check_id("session_id", session_id)
-        with self._backend.transaction(write=True) as table:
-            row = table.get(session_id, _SESSION)
-            if row is not None:
-                table.delete(session_id, _SESSION)
-            expired = row is not None and row.expired(self._clock())
-        self._count_expired(int(expired))
-        return row is not None and not expired
+        return self._delete(check_id("session_id", session_id), _SESSION)
 
     def exists(self, session_id: str) -> bool:
         """Say whether there is such a session that has not expired; its idle time goes on."""
@@ -216,17 +205,8 @@ class SessionStore:
     def stats(self) -> SessionStats:
         """Return the numbers of this moment."""
         with self._backend.transaction(write=False) as table:
-            sessions, programs, global_programs = table.counts(self._clock())
-            size_bytes = table.size_bytes()
-        return SessionStats(
-            sessions=sessions,
-            programs=programs,
-            global_programs=global_programs,
-            expired_total=self._expired_total,
-            max_sessions=self._max_sessions,
-            backend=self._backend.name,
-            size_bytes=size_bytes,
-        )
+            live, size_bytes = table.counts(self._clock()), table.size_bytes()
+        return SessionStats(*live, self._expired_total, self._max_sessions, self._backend.name, size_bytes)
 
     def cleanup_expired(self) -> int:
         """Remove the expired sessions and global programs; return how many there were."""
@@ -242,14 +222,13 @@ class SessionStore:
             SessionNotFound: No such session; raised here.
             TypeError, ValueError: A program that cannot be stored; raised here.
         """
-        session_id = check_id("session_id", session_id)
-        program_id = check_id("program_id", program_id)
+        session_id, program_id = check_id("session_id", session_id), check_id("program_id", program_id)
         value = self._backend.encode(program, f"/programs/{program_id}")
         with self._backend.transaction(write=True) as table:
             now = self._clock()
             _find_session(table, session_id, now)
             table.touch(session_id, _SESSION, now)
-            table.put(session_id, program_id, Row(value, now, now, math.inf, _new_version()))
+            table.put(session_id, program_id, Row(value, now, now, math.inf, new_version()))
 
     def get_program(self, session_id: str, program_id: str) -> Any:
         """Return a program of a session, which starts the session's idle time anew.
@@ -257,8 +236,7 @@ class SessionStore:
         Raises:
             SessionNotFound: No such session, or no such program in it; raised here.
         """
-        session_id = check_id("session_id", session_id)
-        program_id = check_id("program_id", program_id)
+        session_id, program_id = check_id("session_id", session_id), check_id("program_id", program_id)
         with self._backend.transaction(write=True, durable=False) as table:
             now = self._clock()
             row = _find(table, session_id, program_id, now)
@@ -269,8 +247,6 @@ class SessionStore:
         """Change a program by a callback, under the rules of ``update``.
 
         Args:
-            session_id: An existing session.
-            program_id: An existing program of it.
             fn: Receives a copy of the program; returns the new one, or None to keep the changed copy
                 (``store_program`` stores a None).
 
@@ -282,9 +258,8 @@ class SessionStore:
             SessionError: As in ``update``; raised here.
             TypeError, ValueError: A bad callback, or a program that cannot be stored; raised here.
         """
-        session_id = check_id("session_id", session_id)
-        program_id = check_id("program_id", program_id)
-        check_callable(fn)
+        session_id, program_id = check_id("session_id", session_id), check_id("program_id", program_id)
+        check_callable("fn", fn)
 
         def change(program: Any) -> Any:
             result = fn(program)
@@ -295,8 +270,7 @@ class SessionStore:
 
     def delete_program(self, session_id: str, program_id: str) -> bool:
         """Remove a program of a session; return whether there was one."""
-        session_id = check_id("session_id", session_id)
-        program_id = check_id("program_id", program_id)
+        session_id, program_id = check_id("session_id", session_id), check_id("program_id", program_id)
         with self._backend.transaction(write=True) as table:
             now = self._clock()
             session = table.get(session_id, _SESSION)
@@ -327,7 +301,7 @@ class SessionStore:
             if table.get(_GLOBAL, program_id) is None:
                 swept, room = self._make_room(table, now, sessions=False)
             if room:
-                table.put(_GLOBAL, program_id, Row(value, now, now, ttl_s, _new_version()))
+                table.put(_GLOBAL, program_id, Row(value, now, now, ttl_s, new_version()))
         self._count_expired(swept)
         if not room:
             raise SessionQuotaExceeded(f"no room for program {program_id!r}: {self._max_sessions} exist")
@@ -349,14 +323,7 @@ class SessionStore:
 
     def delete_global_program(self, program_id: str) -> bool:
         """Remove a global program; return whether there was one that had not expired."""
-        program_id = check_id("program_id", program_id)
-        with self._backend.transaction(write=True) as table:
-            row = table.get(_GLOBAL, program_id)
-            if row is not None:
-                table.delete(_GLOBAL, program_id)
-            expired = row is not None and row.expired(self._clock())
-        self._count_expired(int(expired))
-        return row is not None and not expired
+        return self._delete(_GLOBAL, check_id("program_id", program_id))
 
     def close(self) -> None:
         """Close the backend; again is harmless."""
@@ -382,10 +349,19 @@ class SessionStore:
                     # Test: test_an_update_starts_again_when_the_row_changed_meanwhile.
                     if _find(table, session_id, key, now).version == row.version:
                         times = row.created_at, now, row.ttl_s
-                        table.put(session_id, key, Row(value, *times, _new_version()))
+                        table.put(session_id, key, Row(value, *times, new_version()))
                         table.touch(session_id, _SESSION, now)
                         return table.owned(session_id)
         raise SessionError(f"session {session_id!r} was changed by others during {_UPDATE_ATTEMPTS} updates")
+
+    def _delete(self, owner: str, key: str) -> bool:
+        with self._backend.transaction(write=True) as table:
+            row = table.get(owner, key)
+            if row is not None:
+                table.delete(owner, key)
+            expired = row is not None and row.expired(self._clock())
+        self._count_expired(int(expired))
+        return row is not None and not expired
 
     def _make_room(self, table: Table, now: float, *, sessions: bool) -> tuple[int, bool]:
         """Sweep where the quota is reached; return the number swept, and whether one more fits."""
@@ -403,15 +379,9 @@ class SessionStore:
     def _session(self, session_id: str, rows: dict[str, Row]) -> Session:
         head = rows.pop(_SESSION)
         value = self._backend.decode(head.value)
-        return Session(
-            id=session_id,
-            created_at=head.created_at,
-            last_accessed_at=head.last_accessed_at,
-            ttl_s=head.ttl_s,
-            metadata=value["metadata"],
-            data=value["data"],
-            programs={key: self._backend.decode(row.value) for key, row in rows.items()},
-        )
+        programs = {key: self._backend.decode(row.value) for key, row in rows.items()}
+        times = head.created_at, head.last_accessed_at, head.ttl_s
+        return Session(session_id, *times, value["metadata"], value["data"], programs)
 
 
 def _find_session(table: Table, session_id: str, now: float) -> Row:
@@ -427,7 +397,3 @@ def _find(table: Table, session_id: str, key: str, now: float) -> Row:
     if row is None:
         raise SessionNotFound(f"no program {key!r} in session {session_id!r}")
     return row
-
-
-def _new_version() -> int:
-    return int.from_bytes(os.urandom(8), "big") >> 1  # SQLite integers are signed

@@ -8,10 +8,10 @@ monotonic clock) and its metadata.  ``handler(event, measurements, metadata)`` r
 dicts are shared by all handlers of the event and must not be changed.  ``EVENTS`` has the same names
 and keys in a form that programs can read.
 
-``snakepit.worker.request``: a request reached a worker and has ended.
+``snakepit.worker.request``: a request has ended; ``worker_id`` is None where it never reached a worker.
     measurements ``{"duration_s": float, "queue_s": float}``;
-    metadata ``{"pool": str, "worker_id": str, "command": str, "session": str | None,
-    "result": "ok" | "error" | "timeout" | "died" | "cancelled"}``
+    metadata ``{"pool": str, "worker_id": str | None, "command": str, "session": str | None,
+    "result": "ok" | "error" | "timeout" | "died" | "cancelled" | "queue_timeout"}``
 ``snakepit.worker.initialized``: a worker answered the handshake and is ready.
     measurements ``{"initialization_time_s": float}``; metadata ``{"pool": str, "worker_id": str}``
 ``snakepit.worker.spawned``: a worker process exists, not yet ready.
@@ -28,7 +28,7 @@ and keys in a form that programs can read.
 ``snakepit.worker.recycled``: a new worker takes the place of one that was retired as planned.
     measurements ``{}``; metadata ``{"pool": str, "worker_id": str, "reason": reason}``
 ``snakepit.pool.saturated``: ``submit`` refused a request.
-    measurements ``{"queued": int, "running": int}``; metadata ``{"pool": str}``
+    measurements ``{}``; metadata ``{"pool": str, "command": str}``
 ``snakepit.pool.queue_timeout``: a request waited too long and will never run.
     measurements ``{"queue_s": float}``;
     metadata ``{"pool": str, "command": str, "session": str | None}``
@@ -36,8 +36,8 @@ and keys in a form that programs can read.
     measurements ``{}``; metadata ``{"pool": str, "error": str}``
 ``snakepit.pool.callback_slow``: user code kept a pool's thread for a long time.
     measurements ``{"duration_s": float}``;
-    metadata ``{"pool": str | None, "kind": "handler" | "done_callback" | "process_response", "name": str}``;
-    a handler is shared by all pools, so its ``pool`` is None and its ``name`` the handler_id
+    metadata ``{"pool": str | None, "kind": "handler" | "callback", "name": str}``; a handler goes by its
+    handler_id and has no pool; a done-callback or ``process_response`` goes by the request's command
 ``snakepit.session.created``: a session is bound to a worker for the first time.
     measurements ``{}``;
     metadata ``{"pool": str, "session": str, "worker_id": str, "affinity": "strict" | "hint" | "fail_fast"}``
@@ -107,7 +107,7 @@ EVENTS: Final[Mapping[str, Event]] = MappingProxyType(
         ),
         "snakepit.worker.restarted": Event((), ("pool", "worker_id", "reason")),
         "snakepit.worker.recycled": Event((), ("pool", "worker_id", "reason")),
-        "snakepit.pool.saturated": Event(("queued", "running"), ("pool",)),
+        "snakepit.pool.saturated": Event((), ("pool", "command")),
         "snakepit.pool.queue_timeout": Event(("queue_s",), ("pool", "command", "session")),
         "snakepit.pool.broken": Event((), ("pool", "error")),
         "snakepit.pool.callback_slow": Event(("duration_s",), ("pool", "kind", "name")),

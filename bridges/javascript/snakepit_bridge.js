@@ -68,6 +68,13 @@ function takeDescriptors() {
   const numbers = /^(\d+),(\d+)$/.exec(named);
   if (numbers === null) usage(`SNAKEPIT_FDS must be two numbers, got ${JSON.stringify(named)}`);
   const [input, output] = [Number(numbers[1]), Number(numbers[2])];
+  for (const fd of [input, output]) {
+    try {
+      fs.fstatSync(fd);
+    } catch (error) {
+      usage(`SNAKEPIT_FDS names ${fd}: ${error.message}`);
+    }
+  }
   const frameIn = reopen(input, fs.constants.O_RDONLY);
   frameOut = reopen(output, fs.constants.O_WRONLY);
   if (frameIn !== input) fs.closeSync(input);
@@ -81,6 +88,9 @@ function protectStandardStreams() {
   if (frameIn !== 0) {
     fs.closeSync(0);
     fs.openSync('/dev/null', 'r'); // POSIX: the lowest free number, so 0
+  } else {
+    // A socket cannot be moved: at least what JavaScript reads and prints stays off the stream.
+    Object.defineProperty(process, 'stdin', { configurable: true, get: () => fs.createReadStream('/dev/null') });
   }
   frameOut = reopen(1, fs.constants.O_WRONLY);
   if (frameOut !== 1) {
@@ -91,7 +101,6 @@ function protectStandardStreams() {
       fs.openSync('/dev/null', 'w');
     }
   } else {
-    // A socket cannot be moved: at least what JavaScript prints goes to stderr.
     Object.defineProperty(process, 'stdout', { configurable: true, get: () => process.stderr });
   }
   return frameIn;
@@ -320,7 +329,7 @@ function capped(text) {
 
 function typeName(value) {
   if (value === null || (typeof value !== 'object' && typeof value !== 'function')) return typeof value;
-  if (Object.prototype.hasOwnProperty.call(value, 'name') && typeof value.name === 'string') return value.name;
+  if (value instanceof Error && Object.prototype.hasOwnProperty.call(value, 'name')) return String(value.name);
   return (value.constructor && value.constructor.name) || value.name || 'Object';
 }
 
@@ -333,14 +342,15 @@ function describe(thrown) {
     if (typeof thrown.stack === 'string') error.traceback = capped(thrown.stack);
     if (thrown.data !== undefined) {
       try {
-        error.data = JSON.parse(JSON.stringify(extract(thrown.data, 'data', [], null)));
+        error.data = extract(thrown.data, 'data', [], null);
       } catch {
         // `data` is an extra; what cannot be sent of it must not hide the error itself.
       }
     }
-    if (thrown.cause !== undefined && thrown.cause !== null) {
-      const { type, message } = describe({ message: String(thrown.cause.message || thrown.cause), constructor: thrown.cause.constructor });
-      error.cause = { type: thrown.cause instanceof Error ? wellFormed(typeName(thrown.cause)) : type, message };
+    const { cause } = thrown;
+    if (cause !== undefined && cause !== null) {
+      const text = typeof cause.message === 'string' ? cause.message : String(cause);
+      error.cause = { type: wellFormed(typeName(cause)), message: capped(text) };
     }
     return error;
   } catch (failure) {
@@ -458,15 +468,14 @@ class Context {
     const text = capped(String(message));
     let body = '{}';
     try {
-      check(fields, MAX_DEPTH);
       body = JSON.stringify(extract(fields, 'fields', [], null));
     } catch (error) {
       body = JSON.stringify({ encode_error: wellFormed(error.message) || 'fields cannot be sent' });
     }
     // A log frame before the first reply would precede the agreement it rests on.
     if (started && current === this && state.agreed.has('log')) {
-      const frame = `{"type":"log","id":${this._job.id},"level":${JSON.stringify(wellFormed(String(level)))},"message":${JSON.stringify(text)},"fields":${body}}`;
-      if (writeFrame(frame) === 0) return;
+      const words = `"level":${JSON.stringify(wellFormed(String(level)))},"message":${JSON.stringify(text)}`;
+      if (writeFrame(`{"type":"log","id":${this._job.id},${words},"fields":${body}}`) === 0) return;
     }
     complain(`${level}: ${text}${body === '{}' ? '' : ` ${body}`}`);
   }
@@ -700,6 +709,7 @@ function ping(args) {
     echo = { ...args };
     delete echo.protocol; // the handshake's own words; start_args may be large
     delete echo.start_args;
+    delete echo.prepare;
   }
   return {
     status: 'ok',
@@ -968,7 +978,9 @@ function insertAttachments(message, blobs) {
     const tokens = typeof pointer === 'string' ? pointer.split('/').slice(1).map((t) => t.replace(/~1/g, '/').replace(/~0/g, '~')) : [];
     let place = message;
     const last = tokens.pop();
-    for (const token of tokens) place = place !== null && typeof place === 'object' && has(place, token) ? place[token] : null;
+    for (const token of tokens) {
+      place = place !== null && typeof place === 'object' && has(place, token) ? place[token] : null;
+    }
     if (place === null || typeof place !== 'object' || !has(place, last) || place[last] !== null)
       return `attachment path ${JSON.stringify(pointer)} names no null value`;
     Object.defineProperty(place, last, { value: blobs[k], writable: true, enumerable: true, configurable: true });

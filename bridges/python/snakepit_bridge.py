@@ -751,8 +751,8 @@ class Runner:
                 if answered is message:
                     continue
             try:
-                if len(message) == 3 and "args" in message:
-                    self._serve(request_id, message, message["args"], None, None)
+                if (len(message) == 3 and "args" in message) or not self.level:
+                    self._serve(request_id, message, message.get("args", {}), None, None)
                 else:
                     self._serve_extended(request_id, message)
             except FramingError as error:
@@ -779,7 +779,7 @@ class Runner:
     def _serve(self, request_id, message, args, index, deadline):
         self._count += 1
         self._context = None
-        self._request = (request_id, message.get("session"), deadline)
+        self._request = (request_id, message.get("session") if self.level else None, deadline)
         try:
             name = message.get("command")
             handler = self._commands.get(name) if type(name) is str else None
@@ -814,6 +814,9 @@ class Runner:
         batch = message.get("batch")
         if "batch" in message and type(batch) is not list:
             problem = problem or bad_args("request %d: 'batch' must be an array" % request_id)
+            batch = None
+        elif batch == []:
+            problem = problem or bad_args("request %d: 'batch' must not be empty" % request_id)
             batch = None
         deadline = None if deadline_ms is None else time.monotonic() + deadline_ms / 1000
         items = (message.get("args", {}),) if batch is None else batch

@@ -104,8 +104,8 @@ def find_bridges() -> list[Bridge]:
 @functools.cache
 def _validator() -> Callable[[Any], None]:
     schema = json.loads((BRIDGES_DIR / "schema.json").read_text())
-    validator = jsonschema.Draft202012Validator(schema)
-    return validator.validate
+    check: Callable[[Any], None] = jsonschema.Draft202012Validator(schema).validate
+    return check
 
 
 def validate(message: Any) -> None:

@@ -110,6 +110,26 @@ exports.throw_later = () => {
   return new Promise((resolve) => setInterval(() => resolve, 1000));
 };
 
+let resolveEarlier;
+
+exports.throw_then_resolve = () => {
+  setImmediate(() => {
+    throw new Failure('from a timer');
+  });
+  return new Promise((resolve) => {
+    resolveEarlier = resolve;
+  });
+};
+
+/** Resolves the promise of `throw_then_resolve`, whose request is answered already, while this one runs. */
+exports.resolve_earlier = async () => {
+  resolveEarlier('too late');
+  await new Promise((resolve) => setImmediate(resolve));
+  return 'in time';
+};
+
+exports.write_stream = ({ line }) => process.stdout.write(line);
+
 exports.reject_aside = async () => {
   Promise.reject(new Failure('nobody waits'));
   await new Promise((resolve) => setTimeout(resolve, 1));

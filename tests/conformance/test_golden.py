@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jsonschema
@@ -12,8 +14,10 @@ from conformance.driver import (
     BRIDGES_DIR,
     Bridge,
     Scenario,
+    Worker,
     compare,
     find_bridges,
+    frame,
     iterate_messages,
     load_scenarios,
     replay,
@@ -40,6 +44,40 @@ def test_bridge_answers_as_the_transcript_says(
         require_runtime("node")
 
     replay(scenario, bridge)
+
+
+def test_example_bridge_of_the_protocol_text_works(
+    tmp_path: Path, require_runtime: Callable[[str], str]
+) -> None:
+    """The bridge printed in PROTOCOL.md answers the basic and the unhappy paths as the text demands."""
+    text = (BRIDGES_DIR / "PROTOCOL.md").read_text("utf-8")
+    (code,) = re.findall(r"^```ruby\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    script = tmp_path / "bridge.rb"
+    script.write_text(code)
+    with Worker([require_runtime("ruby"), str(script)]) as worker:
+        ready = worker.start()["result"]["protocol"]
+        replies = [
+            worker.call(1, "shout", {"text": "hi"}),
+            worker.call(2, "echo", [False, 0, "", None, 2**70]),
+            worker.call(3, "no_such"),
+            worker.call(4, "shout", {}),
+        ]
+        worker.send_bytes(frame(b"junk"))
+        junk = worker.receive()
+        worker.send({"type": "of a later version"})
+        worker.send({"id": 5})
+        missing = worker.receive()
+        worker.send_bytes(b"\0\0\0\0")
+        empty = worker.receive()
+
+        assert ("ruby", ["errors", "pipeline"]) == (ready["language"], ready["capabilities"])
+        assert ["HI", [False, 0, "", None, 2**70]] == [reply["result"] for reply in replies[:2]]
+        assert "Unknown command: 'no_such'. Available: echo, ping, shout" == replies[2]["error"]["message"]
+        assert ("handler_error", "KeyError") == (replies[3]["error"]["code"], replies[3]["error"]["type"])
+        assert (None, "BadFrame") == (junk["id"], junk["error"]["type"])
+        assert "request 5: 'command' must be a string" == missing["error"]["message"]
+        assert "BadFrame" == empty["error"]["type"]
+        assert 2 == worker.wait()
 
 
 def test_transcripts_have_the_documented_form() -> None:

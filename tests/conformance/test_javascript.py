@@ -65,6 +65,39 @@ def test_exception_from_a_timer_is_the_reply_of_the_running_request(node: Bridge
         assert 2 == worker.call(2, "identity", {"value": 2})["result"]
 
 
+def test_promise_that_resolves_after_its_request_was_answered_is_ignored(node: Bridge) -> None:
+    """Its value is neither a second reply nor the reply of the request that runs by then."""
+    with start_bridge(node) as worker:
+        worker.start()
+        assert "from a timer" == worker.call(1, "throw_then_resolve")["error"]["message"]
+
+        second = worker.call(2, "resolve_earlier")
+        third = worker.call(3, "identity", {"value": 3})
+
+        assert {"id": 2, "success": True, "result": "in time"} == second
+        assert {"id": 3, "success": True, "result": 3} == third
+
+
+def test_reading_pauses_and_goes_on(node: Bridge) -> None:
+    """What waits behind a pending promise is bounded by the frame limit, and all of it is answered."""
+    args = {"value": "x" * 1000}
+    with start_bridge(node) as worker:
+        worker.start(max_frame=8192)
+
+        for n in range(1, 65):
+            worker.send({"id": n, "command": "later", "args": args})
+
+        assert list(range(1, 65)) == [worker.receive()["id"] for _ in range(1, 65)]
+
+
+@pytest.mark.parametrize("named", ["", "3", "a,b", "900,901"])
+def test_bad_descriptors_are_exit_status_2(node: Bridge, named: str) -> None:
+    """SNAKEPIT_FDS that names no two open descriptors is said on stderr."""
+    with Worker(node.argv, level=0, env={"SNAKEPIT_FDS": named}) as worker:
+        assert 2 == worker.wait()
+        assert "SNAKEPIT_FDS" in worker.stderr()
+
+
 def test_rejection_that_nobody_awaits_is_a_line_on_stderr(node: Bridge) -> None:
     """It is not the request's failure, and it does not end the worker."""
     with start_bridge(node) as worker:

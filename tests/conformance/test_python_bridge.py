@@ -466,6 +466,15 @@ def test_bad_handler_file_is_a_failed_start(
         assert 1 == process.exit_status()
 
 
+def test_handler_file_that_would_shadow_a_module_is_refused(tmp_path: Path) -> None:
+    """A file whose name is that of a module in use is named, not imported in its place."""
+    (tmp_path / "json.py").write_text("")
+    with BridgeProcess("--handlers", str(tmp_path / "json.py")) as process:
+        kind, message = _error(process.start())[1:]
+
+        assert "ImportError" == kind and "rename the file" in message
+
+
 def test_handlers_may_be_a_module_and_import_siblings(tmp_path: Path) -> None:
     """A module is found from the working folder, a file's siblings from its own; built-ins yield."""
     (tmp_path / "sibling.py").write_text("VALUE = 42")
@@ -849,6 +858,7 @@ def test_bad_length_is_answered_and_exit_2(worker: BridgeProcess, head: bytes) -
         ({"id": 7, "command": 5, "args": 1}, "request 7: 'command' must be a string"),
         ({"id": 7, "command": "none", "session": 5}, "request 7: 'session' must be a string"),
         ({"id": 7, "command": "none", "batch": 5, "args": 1}, "request 7: 'batch' must be an array"),
+        ({"id": 7, "command": "none", "batch": []}, "request 7: 'batch' must not be empty"),
         (
             {"id": 7, "command": "none", "args": 1, "deadline_ms": "x"},
             "request 7: 'deadline_ms' must be a number",
@@ -1028,11 +1038,13 @@ def test_level_0_host(handlers: str) -> None:
         echo = process.ask("echo", {"a": False, "b": 0})
         unknown = process.ask("nope")
         failed = process.ask("fail", "value")
+        plain = process.ask("none", 1, claim=True, batch=[2, 3], session="s", timestamp="now")
         process.send(b"rubbish")
         bad = process.receive()
         process.close_requests()
 
         assert {"id", "success", "result", "timestamp"} == set(ping) == set(echo)
+        assert 1 == plain["result"]
         assert ("ok", True) == (ping["result"]["status"], "protocol" not in ping["result"])
         assert {"a": False, "b": 0} == echo["result"]["echoed"]
         assert {"id", "success", "error", "timestamp"} == set(unknown) == set(failed) == set(bad)
@@ -1103,6 +1115,10 @@ def state(key=None):
     here.state.setdefault("keys", []).append(key)
     return here.state["keys"], here.session_id, here.deadline_s, here.worker_id
 
+def main_names(): return [name for name in vars(sys.modules["__main__"]) if not name.startswith("__")]
+
+def append(values, value): values.append(value)
+
 shared = None
 
 def take(*values):
@@ -1170,10 +1186,12 @@ def test_callable_worker_is_the_hosts_likeness(caller: BridgeProcess, functions:
     """Path, arguments and folder are the host's; multiprocessing comes when needed, then with its key."""
     facts = caller.call(functions.facts)[1]
     identity = caller.call(functions.identity)[1]
+    main = caller.call(functions.main_names)[1]
 
     assert (os.getcwd(), sys.argv) == (facts["cwd"], facts["argv"])
     assert [entry or os.getcwd() for entry in sys.path] == facts["path"]
     assert "multiprocessing" not in facts["modules"]
+    assert [] == main
     assert (bytes(multiprocessing.current_process().authkey), "SnakepitWorker") == identity
 
 
@@ -1321,6 +1339,18 @@ def test_initializer_gets_locks_and_queues(functions: Any, method: str) -> None:
             assert [] == leaked
     queue.close()
     queue.join_thread()
+
+
+def test_manager_proxies_reach_initializer_and_calls(functions: Any) -> None:
+    """A manager's proxy works among initargs and among a call's arguments: the worker has the host's key."""
+    with multiprocessing.get_context("spawn").Manager() as manager:
+        values = manager.list()
+        process, reply = callable_worker(_callables.Preparation(functions.append, (values, "from the start")))
+        with process:
+            assert reply["success"], reply
+            kind = process.call(functions.append, values, "from a call")[0]
+
+            assert ("result", ["from the start", "from a call"]) == (kind, list(values))
 
 
 def test_initializer_may_be_a_local_function(functions: Any) -> None:

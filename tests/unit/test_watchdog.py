@@ -180,14 +180,15 @@ def test_term_ignored_then_kill(pool: Pool) -> None:
 
 
 def test_a_stopped_worker_can_act_on_term(make_pool: Callable[..., Pool]) -> None:
-    """TERM is followed by CONT, so that a stopped worker ends by TERM."""
-    pool = make_pool(kill_grace_s=WAIT_S)
-    spawned = pool.spawn("w1", sh("exec sleep 60"))
+    """TERM is followed by CONT, so that a stopped worker's own handler can run."""
+    pool = make_pool(kill_grace_s=3600)
+    spawned = pool.spawn("w1", sh("trap 'exit 5' TERM; echo ready; while :; do sleep 0.01; done"))
+    pool.line("w1")
     os.kill(spawned.pid, signal.SIGSTOP)
 
     pool.watchdog.condemn("w1", grace_s=0)
 
-    assert signal.SIGTERM == pool.next(Exited).signal
+    assert 5 == pool.next(Exited).code
 
 
 def test_condemning_again_only_shortens(pool: Pool) -> None:
@@ -363,12 +364,12 @@ def test_without_proc(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
     pool.spawn("w0", sh("exit 0"))  # and with it the guardian, which is told when its host started
     pool.next(Exited)
     monkeypatch.setattr(_guardian, "PROC", "/nonexistent")
-    pool.spawn("w1", sh("trap '' TERM; echo ready; while :; do read line; done"))
-    pool.line("w1")
+    pool.spawn("w1", sh("sleep 60 & echo $!; exec sleep 60"))
+    grandchild = int(pool.line("w1"))
     pool.watchdog.set_rss_probe(0.01)
     measured = pool.next(RssMeasured)
     pool.watchdog.set_rss_probe(None)
-    pool.watchdog.condemn("w1", grace_s=0)
+    os.kill(pool.live["w1"].pid, signal.SIGKILL)
 
     while isinstance(event := pool.events.get(timeout=WAIT_S), RssMeasured):
         pass
@@ -378,6 +379,8 @@ def test_without_proc(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
     assert measured.rss_bytes > 0
     pool.events.put(event)
     pool.next(Exited)
+    monkeypatch.undo()
+    assert not is_running(grandchild)
 
 
 # Spawning --------------------------------------------------------------------------------------------
@@ -550,6 +553,12 @@ def test_a_stuck_host_stderr_stops_no_duty_and_loses_nothing(pool: Pool) -> None
         pool.watchdog.condemn("w1", grace_s=0)
 
         assert signal.SIGTERM == pool.next(Exited).signal
+        held = pool.watchdog._forwarder.held
+        wait_until(lambda: len(held) > _watchdog._HELD_LIMIT_BYTES, WAIT_S, "the pause")
+        for number in range(5):
+            pool.spawn(f"turn {number}", sh("exit 0"))
+            pool.next(Exited)
+        assert len(held) <= _watchdog._HELD_LIMIT_BYTES + _process.READ_BYTES
         count = 0
         while count < 3_000_000:
             assert select.select([read], [], [], WAIT_S)[0], f"only {count} bytes arrived"
@@ -620,7 +629,7 @@ def test_the_guardian_leaves_with_the_last_pool(make_pool: Callable[..., Pool]) 
 
 
 HOST = """
-import os, queue, signal, sys, time
+import os, queue, signal, subprocess, sys, time
 sys.path.insert(0, sys.argv[1])
 from snakepit import _process
 from snakepit._process import Spawned, SpawnSpec
@@ -648,6 +657,8 @@ if "forked-sibling" in sys.argv and os.fork() == 0:
     os.read(0, 1)
     os._exit(0)
 from snakepit._guardian import GUARDIAN
+if "leaked-lifeline" in sys.argv:
+    subprocess.Popen(["cat"], stdout=subprocess.DEVNULL, pass_fds=(GUARDIAN._lifeline.fileno(),))
 print(GUARDIAN.pid, *pids, flush=True)
 if "exit" in sys.argv:
     os._exit(3)
@@ -657,8 +668,8 @@ time.sleep(1000)
 
 @pytest.mark.parametrize(
     "options",
-    [(), ("forked-sibling",), ("no-parent-death-signal",), ("exit",)],
-    ids=["plain", "forked sibling", "guardian alone", "os._exit"],
+    [(), ("forked-sibling",), ("leaked-lifeline",), ("no-parent-death-signal",), ("exit",)],
+    ids=["plain", "forked sibling", "leaked lifeline", "guardian alone", "os._exit"],
 )
 def test_a_killed_host_leaves_nothing(options: tuple[str, ...]) -> None:
     """2 s after the host's end no busy, stopped or escaped worker is left, no descendant and no guardian."""

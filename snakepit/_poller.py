@@ -1,0 +1,98 @@
+"""Readiness of descriptors, with as little as possible between the system call and its user.
+
+Runs on the manager's thread; owns the epoll instance (elsewhere: a standard selector).
+"""
+
+from __future__ import annotations
+
+import math
+import select
+import selectors
+from typing import Generic, Protocol, TypeVar
+
+__all__ = ("Poller", "make_poller")
+
+T = TypeVar("T")
+
+
+class Poller(Protocol[T]):
+    """Tells which descriptors are ready; each is watched for one direction, on behalf of an owner."""
+
+    def watch(self, fd: int, owner: T, *, write: bool = False) -> None:
+        """Watch a descriptor for reading (or its end), or for writing."""
+
+    def watch_wake(self, fd: int, owner: T) -> bool:
+        """Watch an inbox's descriptor; False when it must be made unreadable after each wake-up."""
+
+    def unwatch(self, fd: int) -> None:
+        """Watch it no more; unknown ones are ignored, also such that are closed already."""
+
+    def poll(self, timeout_s: float | None) -> list[tuple[T, bool]]:
+        """Wait at most so many seconds (None: for ever) and return ``(owner, it is ready to be written)``."""
+
+    def close(self) -> None:
+        """Release the instance."""
+
+
+class _Epoll(Generic[T]):
+    # ``selectors`` builds a key and a list per event: about 3 us a turn more (benchmarks/latency.py).
+    def __init__(self) -> None:
+        self._epoll = select.epoll()
+        self._owners: dict[int, tuple[T, bool]] = {}
+
+    def watch(self, fd: int, owner: T, *, write: bool = False) -> None:
+        self._owners[fd] = (owner, write)
+        self._epoll.register(fd, select.EPOLLOUT if write else select.EPOLLIN)
+
+    def watch_wake(self, fd: int, owner: T) -> bool:
+        # Every write to an eventfd is an edge, so that nobody has to read it.
+        self._owners[fd] = (owner, False)
+        self._epoll.register(fd, select.EPOLLIN | select.EPOLLET)
+        return True
+
+    def unwatch(self, fd: int) -> None:
+        if self._owners.pop(fd, None) is not None:
+            try:
+                self._epoll.unregister(fd)
+            except OSError:
+                # Closed already, which took it out of the instance.
+                return
+
+    def poll(self, timeout_s: float | None) -> list[tuple[T, bool]]:
+        # Rounded up to a millisecond: waking early would only mean to wait again.
+        limit_s = -1 if timeout_s is None else math.ceil(timeout_s * 1000) / 1000
+        owners = self._owners
+        return [owners[fd] for fd, _ in self._epoll.poll(limit_s) if fd in owners]
+
+    def close(self) -> None:
+        self._owners.clear()
+        self._epoll.close()
+
+
+class _Selector(Generic[T]):
+    def __init__(self) -> None:
+        self._selector = selectors.DefaultSelector()
+
+    def watch(self, fd: int, owner: T, *, write: bool = False) -> None:
+        self._selector.register(fd, selectors.EVENT_WRITE if write else selectors.EVENT_READ, (owner, write))
+
+    def watch_wake(self, fd: int, owner: T) -> bool:
+        self.watch(fd, owner)
+        return False
+
+    def unwatch(self, fd: int) -> None:
+        try:
+            self._selector.unregister(fd)
+        except (KeyError, ValueError):
+            return
+
+    def poll(self, timeout_s: float | None) -> list[tuple[T, bool]]:
+        return [key.data for key, _ in self._selector.select(timeout_s)]
+
+    def close(self) -> None:
+        self._selector.close()
+
+
+def make_poller() -> Poller[T]:
+    """Return the best poller that the system has."""
+    return _Epoll() if hasattr(select, "epoll") else _Selector()

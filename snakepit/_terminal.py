@@ -1,0 +1,92 @@
+"""What the command line prints with: consoles, progress, plain words for numbers.
+
+Runs on the main thread of the ``snakepit`` command; owns nothing.  Needs the extra ``cli``.
+"""
+
+from __future__ import annotations
+
+import sys
+from types import TracebackType
+from typing import TextIO
+
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+__all__ = ("Meter", "make_console", "make_table")
+
+PLAIN_WIDTH = 400
+"""Arbitrary, wider than any line: a file or a pipe has no edge at which lines would have to break."""
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        raise  # rich calls this inside its `except BrokenPipeError`; `cli.main` is the place to end quietly
+
+
+def make_console(file: TextIO | None = None) -> Console:
+    """Return a console for ``file`` (None: stdout): coloured on a terminal, plain and unbroken elsewhere."""
+    console = _Console(file=file or sys.stdout, highlight=False)
+    return (
+        console
+        if console.is_terminal
+        else _Console(file=file or sys.stdout, highlight=False, width=PLAIN_WIDTH)
+    )
+
+
+def make_table(console: Console, *columns: str, title: str | None = None) -> Table:
+    """Return an empty table; a column whose name begins with ``>`` is aligned to the right."""
+    table = Table(
+        title=title,
+        title_justify="left",
+        box=box.SIMPLE_HEAD if console.is_terminal else None,
+        pad_edge=False,
+        show_header=any(columns),
+    )
+    for name in columns:
+        table.add_column(
+            name.removeprefix(">"), justify="right" if name.startswith(">") else "left", overflow="fold"
+        )
+    return table
+
+
+class Meter:
+    """Progress of one step: a bar on a terminal, a line at each quarter elsewhere; a context manager.
+
+    Args:
+        console: Where it is shown.
+        label: What is being done.
+        total: Number of items, >= 0.
+    """
+
+    def __init__(self, console: Console, label: str, total: int) -> None:
+        self._console = console
+        self._label = label
+        self._total = total
+        self._done = 0
+        self._bar: Progress | None = None
+        self._task = TaskID(0)
+        if console.is_terminal:
+            columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+            self._bar = Progress(*columns, console=console)
+            self._task = self._bar.add_task(label, total=total)
+
+    def __enter__(self) -> Meter:
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def advance(self, count: int = 1) -> None:
+        """Count items as done."""
+        before, self._done = self._done, self._done + count
+        if self._bar is not None:
+            self._bar.advance(self._task, count)
+        elif 4 * before // max(1, self._total) != 4 * self._done // max(1, self._total):
+            self._console.print(f"{self._label}: {self._done} of {self._total}")

@@ -1,0 +1,450 @@
+"""A bench for the scheduler: a fake clock, fake futures, and worker processes that exist only as a model.
+
+It does what the manager does: performs the actions in order, answers ``TakeBack`` at once from the claim
+tokens left in the pipe, reads a pipe empty before it reports an exit, and calls ``check()`` after every event.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter, deque
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from snakepit import _model as m
+from snakepit._affinity import Session
+from snakepit._model import Request, Worker
+from snakepit._scheduler import Scheduler
+from snakepit.config import PoolConfig
+
+ENDS = (m.Resolve, m.Fail, m.Cancel)
+
+
+class FakeFuture:
+    """A future as the scheduler sees it, with what became of it.
+
+    Attributes:
+        state: "pending", "running", "cancelled" or "done".
+        end: The action that settled it, "cancelled" for its caller's cancellation, or None.
+        error: What it failed with, or None.
+    """
+
+    def __init__(self) -> None:
+        self.state = "pending"
+        self.end: Any = None
+        self.error: BaseException | None = None
+
+    def claim(self) -> bool:
+        if self.state == "pending":
+            self.state = "running"
+        return self.state == "running"
+
+
+class Process:
+    """A worker process: frames in its pipe, claim tokens, and what it wrote and nobody has read.
+
+    Attributes:
+        frames: (request, needs a claim token), not begun yet.
+        running: What it runs, or None.
+        written: "skipped", or (request, error): replies that the host has not read.
+        told: Session ids whose end it was told, each with how many requests it had begun by then.
+    """
+
+    def __init__(self, worker: Worker) -> None:
+        self.worker = worker
+        self.worker_id = worker.worker_id
+        self.frames: deque[tuple[Request | str, bool]] = deque()
+        self.tokens = 0
+        self.running: Request | None = None
+        self.written: deque[Any] = deque()
+        self.begun: list[Request] = []
+        self.forgot: list[str] = []
+        self.started = False
+        self.ready = False
+        self.closed = False
+        self.condemned: m.Condemn | None = None
+        self.alive = True
+
+    def begin(self) -> Request | None:
+        """Take the next frame that may run; step over those that were taken back."""
+        assert self.running is None
+        while self.frames:
+            item, claims = self.frames.popleft()
+            if isinstance(item, str):
+                self.forgot.append(item)
+            elif claims and not self.tokens:
+                self.written.append("skipped")
+            else:
+                self.tokens -= claims
+                self.running = item
+                self.begun.append(item)
+                return item
+        return None
+
+    def finish(self, error: BaseException | None = None) -> None:
+        """Write the reply to what it runs."""
+        assert self.running is not None
+        self.written.append((self.running, error))
+        self.running = None
+
+    def work(self, error: BaseException | None = None) -> None:
+        """Begin, if need be, and finish one request."""
+        if self.running is None:
+            self.begin()
+        if self.running is not None:
+            self.finish(error)
+
+
+class Bench:
+    """A scheduler on a bench.
+
+    Args:
+        size: Number of workers.
+        min_workers: Kept at all times; None: all.
+        can_claim: What workers announce: requests may be sent ahead to them.
+        can_end_session: What workers announce: they keep sessions.
+        seed: Of the jitter.
+        config: Fields of ``PoolConfig``.
+    """
+
+    def __init__(
+        self,
+        size: int = 1,
+        min_workers: int | None = None,
+        *,
+        can_claim: bool = False,
+        can_end_session: bool = True,
+        seed: int = 1,
+        **config: Any,
+    ) -> None:
+        self.now = 1000.0
+        self.can_claim = can_claim
+        self.can_end_session = can_end_session
+        floor = size if min_workers is None else min_workers
+        self.config = PoolConfig(**config)
+        self.scheduler = Scheduler("pool", size, floor, self.config, random.Random(seed))
+        self.board = self.scheduler.board
+        self.processes: dict[str, Process] = {}
+        self.requests: list[Request] = []
+        self.accepted = 0
+        self.log: list[m.Action] = []
+        self.notices: list[m.Notify] = []
+        self.ends: Counter[Request] = Counter()
+        self.begun: set[Request] = set()
+        self.cancels_seen: set[Request] = set()
+        self.closed = False
+        self.refused: BaseException | None = None
+        self._homes: dict[Session, Worker] = {}
+        self._last_sent: dict[Session, int] = {}
+        self._answered: Request | None = None
+
+    # Events -----------------------------------------------------------------------------------------
+
+    def start(self) -> Bench:
+        """Begin: the first workers are spawned."""
+        self._perform(self.scheduler.start(self.now))
+        self.scheduler.check()
+        return self
+
+    def up(self) -> Bench:
+        """Begin, and let every worker that is spawned answer its handshake."""
+        self.start()
+        self.ready_all()
+        return self
+
+    def handle(self, event: object) -> list[m.Action]:
+        """Hand over one event, perform the actions, and return them."""
+        self.board.horizon = self.accepted
+        actions = self.scheduler.handle(event, self.now)
+        self.scheduler.check()
+        self.log += actions
+        self._perform(actions)
+        return actions
+
+    def accept(self, command: str = "work", **options: Any) -> Request:
+        """Accept a request; the scheduler has yet to hear of it."""
+        queue_timeout_s = options.pop("queue_timeout_s", None)
+        if queue_timeout_s is not None:
+            options["queue_deadline"] = self.now + queue_timeout_s
+        session = options.pop("session", None)
+        request = Request(
+            command, command, future=FakeFuture(), accepted_at=self.now, session_id=session, **options
+        )
+        self.accepted += 1
+        request.seq = self.accepted
+        self.requests.append(request)
+        return request
+
+    def submit(self, command: str = "work", **options: Any) -> Request:
+        """Accept a request and hand it over."""
+        request = self.accept(command, **options)
+        self.handle(m.Submitted(request))
+        return request
+
+    def cancel(self, request: Request, *, running: bool = False) -> bool:
+        """Cancel as a caller does, and hand the news over."""
+        if not self.cancel_future(request, running=running):
+            return False
+        self.hear_cancel(request)
+        return True
+
+    def cancel_future(self, request: Request, *, running: bool = False) -> bool:
+        """Cancel as a caller does; the scheduler has yet to hear of it."""
+        future = request.future
+        if future.state not in ("pending", "running") or (future.state == "running" and not running):
+            return False
+        future.state = "cancelled"
+        future.end = "cancelled"
+        return True
+
+    def hear_cancel(self, request: Request) -> None:
+        """Hand over the news that a caller cancelled."""
+        self.handle(m.Cancelled(request))
+        self.cancels_seen.add(request)
+
+    def advance(self, seconds: float) -> None:
+        """Let time pass, from deadline to deadline; before each, the pipes are read."""
+        until = self.now + seconds
+        while (deadline := self.scheduler.next_deadline()) is not None and deadline <= until:
+            self.now = max(self.now, deadline)
+            self.pass_deadlines()
+        self.now = until
+
+    def pass_deadlines(self) -> None:
+        """Read the pipes and hand over ``DeadlinePassed``."""
+        self.read_all()
+        self.handle(m.DeadlinePassed())
+        deadline = self.scheduler.next_deadline()
+        assert deadline is None or deadline > self.now, "a deadline that is due again at once keeps the manager busy"
+
+    # Processes --------------------------------------------------------------------------------------
+
+    def __getitem__(self, index: int) -> Process:
+        """Return the living process of a slot."""
+        worker = self.board.workers.slots[index].worker
+        assert worker is not None, f"slot {index} is empty"
+        return self.processes[worker.worker_id]
+
+    def spawned(self, process: Process) -> None:
+        """The process exists."""
+        process.started = True
+        pid = 100 + len(self.log) % 1000
+        self.handle(m.Started(process.worker_id, pid, ("worker", "--now")))
+
+    def ready(self, process: Process) -> None:
+        """The process answers its handshake."""
+        if not process.started:
+            self.spawned(process)
+        process.ready = True
+        self.handle(m.Ready(process.worker_id, self.can_claim, self.can_end_session))
+
+    def ready_all(self) -> None:
+        """Every process that has not answered its handshake does so, until nothing is spawned any more."""
+        while waiting := [p for p in self.living() if not p.ready and p.condemned is None]:
+            for process in waiting:
+                self.ready(process)
+
+    def read(self, process: Process) -> bool:
+        """Read one thing that the process wrote; False when there was nothing."""
+        if not process.written:
+            return False
+        item = process.written.popleft()
+        if item == "skipped":
+            self.handle(m.Skipped(process.worker_id))
+            return True
+        request, error = item
+        if process.worker.sent and process.worker.sent[0] is request:
+            self._answered = request
+            self.handle(m.Replied(process.worker_id, error))
+            self._answered = None
+        return True
+
+    def read_all(self) -> None:
+        """Read every pipe empty."""
+        for process in list(self.processes.values()):
+            while self.read(process):
+                pass
+
+    def reply(self, index: int = 0, error: BaseException | None = None) -> Request:
+        """The process of a slot answers its oldest request, and it is read."""
+        process = self[index]
+        process.work(error)
+        request = next(item for item in process.written if item != "skipped")[0]
+        while self.read(process):
+            pass
+        return request
+
+    def run(self, rounds: int = 1000) -> None:
+        """Let every process answer all it has, until nothing moves."""
+        for _ in range(rounds):
+            moved = False
+            for process in self.living():
+                if process.ready and not process.closed and (process.frames or process.running):
+                    process.work()
+                    moved = True
+                while self.read(process):
+                    moved = True
+            if not moved:
+                return
+        raise AssertionError("the bench does not come to rest")
+
+    def exit(self, process: Process, code: int | None = None, signal: int | None = None, tail: str = "") -> None:
+        """The process ends: no more is sent to it, its pipe is read empty, then the exit is reported."""
+        process.alive = False
+        if not process.closed:
+            process.closed = True
+            self.handle(m.PipeClosed(process.worker_id))
+        while self.read(process):
+            pass
+        worker = process.worker
+        if len(worker.sent) > 1:
+            self._take_back(m.TakeBack(worker, len(worker.sent) - 1))
+        self.handle(m.Exited(process.worker_id, code, signal, tail))
+
+    def exit_condemned(self) -> None:
+        """Every process that is being ended is gone."""
+        for process in self.living():
+            if process.condemned is not None:
+                self.exit(process, signal=15)
+
+    def living(self) -> list[Process]:
+        """Return the processes that are alive."""
+        return [process for process in self.processes.values() if process.alive]
+
+    # What came out ----------------------------------------------------------------------------------
+
+    def actions(self, kind: type) -> list[Any]:
+        """Return the actions of one kind, oldest first."""
+        return [action for action in self.log if isinstance(action, kind)]
+
+    def events(self, name: str) -> list[dict[str, Any]]:
+        """Return the metadata of the telemetry events of this name, oldest first."""
+        return [action.metadata for action in self.actions(m.Emit) if action.event == f"snakepit.{name}"]
+
+    def sent(self, index: int = 0) -> list[str]:
+        """Return the commands in the pipe of a slot's worker, oldest first."""
+        return [request.command for request in self[index].worker.sent]
+
+    def states(self) -> list[str]:
+        """Return the states of the slots' workers; "" for an empty slot."""
+        return [slot.worker.state.value if slot.worker else "" for slot in self.board.workers.slots]
+
+    # Actions ----------------------------------------------------------------------------------------
+
+    def _perform(self, actions: Iterable[m.Action]) -> None:
+        acts: dict[type, Callable[[Any], None]] = {
+            m.Spawn: self._spawn,
+            m.Condemn: self._condemn,
+            m.Dispatch: self._dispatch,
+            m.TakeBack: self._take_back,
+            m.EndSession: self._end_session,
+            m.Forget: self._forget,
+            m.Notify: self.notices.append,
+            m.Break: lambda action: setattr(self, "refused", action.error),
+            m.Heal: lambda _: setattr(self, "refused", None),
+            m.Close: lambda _: self._close(),
+            m.Emit: lambda _: None,
+            m.Resolve: self._settle,
+            m.Fail: self._settle,
+            m.Cancel: self._settle,
+        }
+        for action in actions:
+            acts[type(action)](action)
+
+    def _spawn(self, action: m.Spawn) -> None:
+        worker = action.worker
+        assert worker.worker_id not in self.processes, "an incarnation is spawned once"
+        self.processes[worker.worker_id] = Process(worker)
+        assert len(self.living()) <= self.board.size, "I5 more processes than slots"
+
+    def _condemn(self, action: m.Condemn) -> None:
+        process = self.processes[action.worker.worker_id]
+        assert process.condemned is None or action.kill, "condemned twice"
+        process.condemned = action
+
+    def _dispatch(self, action: m.Dispatch) -> None:
+        process = self.processes[action.worker.worker_id]
+        assert process.alive, "dispatched to a process that is gone"
+        assert process.ready, "dispatched before the handshake"
+        assert process.condemned is None, "dispatched to a condemned worker"
+        assert not process.closed, "dispatched to a closed pipe"
+        for request in action.requests:
+            assert request not in self.cancels_seen, f"{request!r} dispatched after its cancellation"
+            assert request not in self.begun, f"{request!r} began and is dispatched again"
+            if request.kind is m.RequestKind.USER:
+                self._check_session(request, action.worker)
+            process.frames.append((request, request.ahead))
+            process.tokens += request.ahead
+            if request.ahead:
+                assert self.can_claim and request.queue_deadline is None and not request.priority
+
+    def _check_session(self, request: Request, worker: Worker) -> None:
+        session = request.session
+        if session is None:
+            return
+        for other in self.requests:
+            if other.session_id == request.session_id and other.session is not session and other.session is not None:
+                assert other.seq > request.seq or other.state is m.RequestState.DONE, "two sessions of one id at a time"
+        if session.mode == "hint":
+            assert request.seq > self._last_sent.get(session, 0), f"{request!r} was overtaken"
+            self._last_sent[session] = request.seq
+            return
+        home = self._homes.get(session)
+        if home is not worker:
+            lost = home is None or home.state is m.WorkerState.CONDEMNED or bool(session.setup)
+            assert lost, f"{session.session_id} moved from {home!r} to {worker!r}"
+            self._homes[session] = worker
+
+    def begin(self, process: Process) -> Request | None:
+        """Let a process begin its next request, and check that it may."""
+        request = process.begin()
+        if request is not None and request.kind is m.RequestKind.USER:
+            assert request not in self.begun, f"{request!r} runs twice"
+            if process.condemned is None:
+                assert request not in self.cancels_seen, f"{request!r} began after its cancellation"
+            self.begun.add(request)
+        return request
+
+    def _take_back(self, action: m.TakeBack) -> None:
+        process = self.processes[action.worker.worker_id]
+        assert action.count > 0, "an empty take-back"
+        count = min(action.count, process.tokens)
+        process.tokens -= count
+        self.handle(m.TakenBack(process.worker_id, count))
+
+    def _end_session(self, action: m.EndSession) -> None:
+        process = self.processes[action.worker.worker_id]
+        assert process.alive and process.condemned is None
+        process.frames.append((action.session_id, False))
+
+    def _forget(self, action: m.Forget) -> None:
+        self.processes[action.worker.worker_id].alive = False
+
+    def _settle(self, action: Any) -> None:
+        request = action.request
+        self.ends[request] += 1
+        assert self.ends[request] == 1, f"{request!r} ended twice"
+        if isinstance(action, m.Resolve):
+            assert request is self._answered, f"{request!r} resolved with another's reply"
+        future = request.future
+        if future.end is None:
+            assert future.state != "done"
+            future.end = action
+            future.state = "cancelled" if isinstance(action, m.Cancel) else "done"
+            future.error = getattr(action, "error", None)
+
+    def _close(self) -> None:
+        assert not self.closed, "closed twice"
+        self.closed = True
+
+
+def outcome(request: Request) -> Any:
+    """Return how a request ended: "ok", "cancelled", an ``Outcome``, or None while it has not."""
+    end = request.future.end
+    if end is None:
+        return None
+    if isinstance(end, m.Resolve):
+        return "ok"
+    if isinstance(end, m.Fail):
+        return end.outcome
+    return "cancelled"
