@@ -28,6 +28,7 @@ myst_heading_anchors = 3
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
-autodoc_preserve_defaults = True
+# Off: the source of an attrs initializer names its own internals as defaults.
+autodoc_preserve_defaults = False
 # Attributes sections describe what the class body already declares.
 napoleon_use_ivar = True

@@ -60,7 +60,13 @@ class Session:
     )
 
     def __init__(
-        self, session_id: str, mode: str, setup: tuple[Any, ...], ttl_s: float, now: float, tally: Tally | None = None
+        self,
+        session_id: str,
+        mode: str,
+        setup: tuple[Any, ...],
+        ttl_s: float,
+        now: float,
+        tally: Tally | None = None,
     ) -> None:
         self.session_id = session_id
         self.mode = mode
@@ -131,7 +137,7 @@ class SessionTable:
         """Make the session of a request's id.
 
         Returns:
-            The session, and the one that was evicted for it (least recently used, hint, without work) or None.
+            The session, and the one evicted for it (least recently used, hint, without work) or None.
 
         Raises:
             SessionQuotaExceeded: The table is full and nothing may be evicted; raised here.

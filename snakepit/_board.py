@@ -35,7 +35,9 @@ class Board:
         tally: Counts the requests in all lanes.
     """
 
-    def __init__(self, name: str, size: int, min_workers: int, config: PoolConfig, rng: random.Random) -> None:
+    def __init__(
+        self, name: str, size: int, min_workers: int, config: PoolConfig, rng: random.Random
+    ) -> None:
         self.name = name
         self.size = size
         self.min_workers = min_workers

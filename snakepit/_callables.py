@@ -150,7 +150,7 @@ def load_reply(kind: str, body: memoryview) -> tuple[Any, BaseException | None]:
         if kind == "too_large":
             size, limit = loaded["size"], loaded["limit"]
             return None, ResultError(
-                f"the pickled reply has {size} bytes; the limit is {limit} (max_frame_bytes)"
+                f"the pickled reply has {size} bytes; the limit is {limit} (max_message_bytes)"
             )
     except BaseException as error:
         return None, error

@@ -47,6 +47,6 @@ def check_timeout(name: str, value: object) -> float | None:
     return None if math.isinf(value) else float(value)
 
 
-def pick_timeout(name: str, value: float | None | Inherit, outer_s: float | None) -> float | None:
+def pick_timeout(name: str, value: float | Inherit | None, outer_s: float | None) -> float | None:
     """Return the time-out in force: ``value`` if it was given, else the one from outside."""
     return outer_s if value is INHERIT else check_timeout(name, value)

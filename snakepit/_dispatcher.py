@@ -192,26 +192,40 @@ class Dispatcher:
         """Let an idle worker have half of what was sent ahead to the one with most of it."""
         victim, most = None, 0
         for worker in self._board.workers.by_id.values():
-            if worker.state is WorkerState.BUSY and not worker.recalling and not worker.skips:
+            # Again and again, also while frames taken back lie unread behind a call that may never end:
+            # nothing was sent after them, so the tokens that are left belong to the requests before them.
+            if worker.state is WorkerState.BUSY and not worker.recalling:
                 movable = self._movable(worker)
                 if movable > most:
                     victim, most = worker, movable
         if victim is not None:
-            self._recall(victim, (most + 1) // 2)
+            self._recall(victim, self._reach(victim, (most + 1) // 2))
 
     def _recall(self, worker: Worker, count: int) -> None:
         worker.recalling = True
         self._board.act(TakeBack(worker, count))
 
     @staticmethod
-    def _movable(worker: Worker) -> int:
-        """Return how many of the last requests in the pipe are bound to no worker and not yet the oldest."""
-        number = 0
+    def _is_movable(request: Request) -> bool:
+        return request.ahead and (request.session is None or not request.session.pinned)
+
+    def _movable(self, worker: Worker) -> int:
+        """Return how many requests in the pipe are bound to no worker and not yet the oldest."""
+        return sum(map(self._is_movable, worker.sent))
+
+    def _reach(self, worker: Worker, wanted: int) -> int:
+        """Return how many of the last requests have to be taken back to get so many movable ones.
+
+        Those of a strict session among them go back to the worker's lane, so that they keep no others in
+        its pipe.
+        """
+        count = 0
         for request in reversed(worker.sent):
-            if not request.ahead or (request.session is not None and request.session.pinned):
+            if not wanted or not request.ahead:
                 break
-            number += 1
-        return number
+            count += 1
+            wanted -= self._is_movable(request)
+        return count
 
     def taken_back(self, worker: Worker, count: int) -> None:
         """Put the last ``count`` requests of a pipe back into the queue, in order."""
@@ -262,7 +276,8 @@ class Dispatcher:
     def settle_idle(self, worker: Worker) -> None:
         """Make a worker idle when its pipe is empty."""
         if not worker.sent and not worker.skips and worker.state in (WorkerState.BUSY, WorkerState.CHECKING):
-            worker.idle_since = self._board.now
+            if worker.state is WorkerState.BUSY:
+                worker.idle_since = self._board.now
             self._board.workers.move(worker, WorkerState.IDLE)
 
     def refill(self, worker: Worker) -> None:
@@ -290,7 +305,7 @@ class Dispatcher:
             return None
         place = worker.sent.index(request)
         if place and worker.state is WorkerState.BUSY:
-            # What it stands among goes back to its place; begun already, it ends its worker when its turn comes.
+            # What follows it goes back to its place; begun already, it ends its worker at its turn.
             self._recall(worker, len(worker.sent) - place)
         return None if place else worker
 

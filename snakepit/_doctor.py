@@ -22,8 +22,8 @@ from typing import Any
 import attrs
 from rich.console import Console
 
-from . import _process
 from ._guardian import GUARDIAN
+from ._spawn import find_setpriv
 from ._terminal import make_table
 from .adapters import Adapter, JavaScriptAdapter, PythonAdapter
 from .config import PoolConfig
@@ -36,7 +36,7 @@ PROBE_LIMIT_S = 10.0
 """Arbitrary: a JVM on a cold disk takes seconds to tell its version."""
 PINGS = 20
 FDS_PER_WORKER = 6
-"""Frame pipes, stderr, claim pipe, pidfd: see ``_process.ChildProcess.start``."""
+"""Frame pipes, stderr, claim pipe, pidfd: see ``_spawn.start_process``."""
 FDS_OF_HOST = 64
 """Arbitrary: what a program has open besides."""
 PYTHON_NAME = re.compile(r"python3(\.\d+)?")
@@ -283,7 +283,7 @@ def _system() -> dict[str, Any]:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     return {
         "platform": platform.platform(),
-        "setpriv": _process._setpriv(),
+        "setpriv": find_setpriv(),
         "pidfd": _has_pidfd(),
         "guardian": False,  # until a pool has had one
         "cpu_count": int(loky.cpu_count()),

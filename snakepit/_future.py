@@ -112,12 +112,19 @@ class SnakepitFuture(Future[Any]):
             RuntimeError: Called on the pool's own thread before the end: would deadlock; raised here.
         """
         self._refuse_deadlock(timeout)
-        return super().result(timeout)
+        try:
+            return super().result(timeout)
+        finally:
+            # The traceback of the exception refers to this frame, and the future to the exception.
+            del self
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """Return the exception, as in the standard library; RuntimeError as in ``result``."""
         self._refuse_deadlock(timeout)
-        return super().exception(timeout)
+        try:
+            return super().exception(timeout)
+        finally:
+            del self
 
     def _refuse_deadlock(self, timeout: float | None) -> None:
         if timeout != 0 and self._ledger.on_own_thread and not self.done():

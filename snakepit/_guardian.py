@@ -1,220 +1,101 @@
-"""The guardian: a small process that ends this host's workers when the host itself is killed.
+"""The host's handle of its guardian, the small process that ends this host's workers when the host is killed.
 
-Two halves in one file.  The host's half is `Guardian`, one per host process, called on the watchdogs'
-threads; it owns the lifeline and the list of live groups.  The other half is the guardian's own program
-(``python -I -S -E _guardian.py HOST_PID HOST_START``): it must import nothing from this package and as
-little as possible from the standard library.  The look-ups in ``/proc`` that both need are here as well.
-
-Lifeline, host to guardian, one line a message, as ASCII::
-
-    run RUN          a pool has started; its workers carry SNAKEPIT_RUN=RUN-<n> in their environment
-    end RUN          that pool has no process left
-    + PID START      a worker's group, START as in field 22 of /proc/PID/stat, 0 where unknown
-    - PID            that group is gone
-    bye              treat as end of file
-
-At end of file, or when the host is seen to exit, every group that is still listed and every process that
-carries a listed run in its environment gets SIGKILL.
+Called on the watchdogs' threads.  One `GUARDIAN` per host process owns the lifeline, the list of live groups
+and the process, whose program is `_guardian_main` (there: what is said on the lifeline).
 """
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 import select
-import signal
+import socket
+import subprocess
 import sys
-import time
+import threading
 
-if __name__ != "__main__":
-    import contextlib
-    import logging
-    import socket
-    import subprocess
-    import threading
+from ._procfs import RUN_VARIABLE, process_start
 
-__all__ = ()
+__all__ = ("GUARDIAN", "Guardian")
 
-RUN_VARIABLE = "SNAKEPIT_RUN"
-PROC = "/proc"
-"""Where the process table is; tests point it elsewhere to force the code for systems without one."""
-
-_SIGKILL = int(signal.SIGKILL)
-_READ_BYTES = 65536
-_SWEEP_PAUSES_S = (0.01, 0.05, 0.1)
-"""Pauses between the last sweeps; arbitrary, longer in sum than a child takes from vfork to exec."""
-_SWEEP_LIMIT_S = 5.0
+_PROGRAM = os.path.join(os.path.dirname(os.path.abspath(__file__)), "_guardian_main.py")
 _LEAVE_LIMIT_S = 1.0
+"""How long a guardian may take to end when it is told to, or killed; arbitrary."""
 _MAX_FAILURES = 5
+"""Failed starts in a row until this host goes on without a guardian; arbitrary."""
 
 
-# What /proc tells: both halves -----------------------------------------------------------------------
+class _Helper:
+    """One guardian process and what this host holds of it."""
 
+    def __init__(self, lifeline: socket.socket) -> None:
+        self.lifeline = lifeline
+        self.process: subprocess.Popen[bytes] | None = None
+        # A pidfd; None where there are none.
+        self.exit_fd: int | None = None
 
-def _read(path: str) -> bytes | None:
-    """Return a file of ``/proc``; None when it is gone, or not ours to read."""
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return None
-    try:
-        parts = []
-        while part := os.read(fd, _READ_BYTES):
-            parts.append(part)
-        return b"".join(parts)
-    except OSError:
-        return None
-    finally:
-        os.close(fd)
-
-
-def process_record(pid: int) -> tuple[int, str, int, int, int] | None:
-    """Return ``(pid, state, pgid, start, rss_pages)``; None when there is no such process or no ``/proc``."""
-    raw = _read(f"{PROC}/{pid}/stat")
-    if not raw:
-        return None
-    fields = raw[raw.rindex(b")") + 2 :].split()
-    return pid, fields[0].decode(), int(fields[2]), int(fields[19]), int(fields[21])
-
-
-def process_start(pid: int) -> int:
-    """Return the start time in clock ticks since boot; 0 when unknown."""
-    record = process_record(pid)
-    return record[3] if record else 0
-
-
-def process_table() -> list[tuple[int, str, int, int, int]] | None:
-    """Return the record of every process but zombies; None where there is no ``/proc``."""
-    try:
-        names = os.listdir(PROC)
-    except OSError:
-        return None
-    records = (process_record(int(name)) for name in names if name.isdigit())
-    return [record for record in records if record and record[1] not in "ZXx"]
-
-
-def run_token(pid: int) -> str:
-    """Return the run token in the process's environment; empty when it has none or it cannot be read."""
-    environ = b"\0" + (_read(f"{PROC}/{pid}/environ") or b"")
-    _, found, rest = environ.partition(b"\0" + RUN_VARIABLE.encode() + b"=")
-    return rest.partition(b"\0")[0].decode("ascii", "replace") if found else ""
-
-
-def kill_verified(pid: int, start: int) -> bool:
-    """Send SIGKILL to the one process that has this pid and this start time; False when it is not there."""
-    if pid <= 1 or pid == os.getpid():
-        return False
-    # RACE: (1) the table is read, (2) that process ends and its pid goes to another, (3) we signal the pid.
-    # The start time is compared after the pidfd was opened: it is either the right process or not used.
-    try:
-        pidfd = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return False
-    except (OSError, AttributeError):
-        pidfd = None
-    try:
-        if process_start(pid) != start:
+    def send(self, text: str) -> bool:
+        """Write to the lifeline; False when it has ended, or was stopped until the line was full."""
+        data = text.encode("ascii")
+        try:
+            # MSG_NOSIGNAL: a host may have given SIGPIPE its default action; a dead guardian must not end it.
+            return self.lifeline.send(data, getattr(socket, "MSG_NOSIGNAL", 0)) == len(data)
+        except OSError:
             return False
-        if pidfd is None:
-            os.kill(pid, _SIGKILL)
-        else:
-            signal.pidfd_send_signal(pidfd, _SIGKILL)
-    except OSError:
-        return False
-    finally:
-        if pidfd is not None:
-            os.close(pidfd)
-    return True
 
+    def start(self, guardian_end: socket.socket) -> None:
+        """Start the process; raises OSError."""
+        host = os.getpid()
+        self.process = subprocess.Popen(
+            (sys.executable, "-I", "-S", "-E", "-B", _PROGRAM, str(host), str(process_start(host))),
+            stdin=guardian_end.fileno(),
+            # Nothing of the user's is kept open: `script | head` must end with the script.
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            cwd="/",
+            # A host that is itself a worker carries a token; with it, its guardian would be swept away.
+            env={name: value for name, value in os.environ.items() if name != RUN_VARIABLE},
+            start_new_session=True,
+        )
+        with contextlib.suppress(OSError, AttributeError):
+            self.exit_fd = os.pidfd_open(self.process.pid)
 
-# The guardian's own program --------------------------------------------------------------------------
+    def dismiss(self, run: str) -> None:
+        """Send it home, wait for it for a bounded time, and reap it."""
+        self.send(f"end {run}\nbye\n")
+        self.lifeline.close()
+        if self.exit_fd is not None:
+            poll = select.poll()
+            poll.register(self.exit_fd, select.POLLIN)
+            poll.poll(_LEAVE_LIMIT_S * 1000)
+        assert self.process is not None
+        try:
+            self.process.wait(_LEAVE_LIMIT_S if self.exit_fd is None else 0.05)
+        except subprocess.TimeoutExpired:
+            self.kill()
+        self.close()
 
+    def kill(self) -> int | None:
+        """Kill it if it lives, and return its exit status; None when even that takes too long."""
+        assert self.process is not None
+        self.process.kill()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(_LEAVE_LIMIT_S)
+        return self.process.returncode
 
-def _kill_all(groups: dict[int, int], runs: set[str]) -> None:
-    """End every listed group and every process of a listed run, and look again until none turns up."""
-    deadline = time.monotonic() + _SWEEP_LIMIT_S
-    pauses = list(_SWEEP_PAUSES_S)
-    while True:
-        found = False
-        for pid, start in groups.items():
-            record = process_record(pid)
-            if pid <= 1 or (record[3] != start if record else os.path.isdir(PROC)):
-                continue
-            try:
-                # A zombie leader still reserves its pgid: the start time alone decides about the signal.
-                if os.getpgid(pid) == pid:
-                    os.killpg(pid, _SIGKILL)
-                    found = found or record is None or record[1] not in "ZXx"
-            except OSError:
-                continue
-        for pid, _, _, start, _ in process_table() or ():
-            if run_token(pid).rpartition("-")[0] in runs:
-                found = kill_verified(pid, start) or found
-        # RACE: (1) the host has made a child, (2) the host is killed, (3) the child execs and only now shows
-        # its environment.  Hence some quiet sweeps in a row before the end.
-        if time.monotonic() > deadline or (not found and not pauses):
-            return
-        time.sleep(0.005 if found else pauses.pop(0))
+    def close(self) -> None:
+        """Close the host's descriptors; may be repeated."""
+        self.lifeline.close()
+        fd, self.exit_fd = self.exit_fd, None
+        if fd is not None:
+            os.close(fd)
 
-
-def _host_pidfd(host_pid: int, host_start: int) -> int | None:
-    """Return a pidfd of the host; None where there are none, -1 when the host is gone already."""
-    try:
-        pidfd = os.pidfd_open(host_pid)
-    except ProcessLookupError:
-        return -1
-    except (OSError, AttributeError):
-        return None
-    if process_start(host_pid) != host_start:
-        os.close(pidfd)
-        return -1
-    return pidfd
-
-
-def _guard(host_pid: int, host_start: int) -> None:
-    """Serve the lifeline on fd 0 until the host lets go of it, then end what is still listed."""
-    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGPIPE"):
-        signal.signal(getattr(signal, name), signal.SIG_IGN)
-    groups: dict[int, int] = {}
-    runs: set[str] = set()
-    os.set_blocking(0, False)
-    poll = select.poll()
-    poll.register(0, select.POLLIN)
-    # The lifeline alone would not do: a library that forks in C, past Python's hooks, keeps it open.
-    host = _host_pidfd(host_pid, host_start)
-    if host is not None and host >= 0:
-        poll.register(host, select.POLLIN)
-    rest = b""
-    leaving = False
-    while not leaving:
-        leaving = host == -1 or any(fd == host for fd, _ in poll.poll())
-        while True:
-            try:
-                data = os.read(0, _READ_BYTES)
-            except BlockingIOError:
-                break
-            except OSError:
-                data = b""
-            if not data:
-                leaving = True
-                break
-            *lines, rest = (rest + data).split(b"\n")
-            for line in lines:
-                verb, *words = line.decode("ascii").split()
-                if verb == "+":
-                    groups[int(words[0])] = int(words[1])
-                elif verb == "-":
-                    groups.pop(int(words[0]), None)
-                elif verb == "run":
-                    runs.add(words[0])
-                elif verb == "end":
-                    runs.discard(words[0])
-                else:
-                    leaving = True
-    if groups or runs:
-        _kill_all(groups, runs)
-
-
-# The host's half -------------------------------------------------------------------------------------
+    def forget(self) -> None:
+        """Make this copy harmless in a forked child: the process is the parent's."""
+        self.close()
+        if self.process is not None:
+            self.process.returncode = 0  # or its finalizer would look for a child that is not ours
 
 
 class Guardian:
@@ -231,9 +112,7 @@ class Guardian:
         # LOCK: protects every attribute; not nested; held while the process is started or replaced, not while
         # it is sent home.
         self._lock = threading.Lock()
-        self._process: subprocess.Popen[bytes] | None = None
-        self._lifeline: socket.socket | None = None
-        self._exit_fd: int | None = None
+        self._helper: _Helper | None = None
         # INVARIANT: what the guardian has been told, so that a replacement can be told the same.
         self._runs: set[str] = set()
         self._groups: dict[int, int] = {}
@@ -242,8 +121,8 @@ class Guardian:
     @property
     def pid(self) -> int | None:
         """The guardian's process id; None while there is none."""
-        process = self._process
-        return process.pid if process else None
+        helper = self._helper
+        return helper.process.pid if helper is not None and helper.process is not None else None
 
     def acquire(self, run: str) -> None:
         """Make sure that a guardian runs and knows ``run``; may be repeated.
@@ -256,17 +135,17 @@ class Guardian:
         """
         with self._lock:
             if run in self._runs:
-                return self._ensure_locked()
+                self._ensure_locked()
+                return
             self._runs.add(run)
             try:
-                if self._process is None:
-                    self._ensure_locked()
+                if self._helper is None:
+                    self._start_locked()
                 else:
                     self._send_locked(f"run {run}\n")
             except BaseException:
                 self._runs.discard(run)
                 raise
-        return None
 
     def release(self, run: str) -> None:
         """Take the pool off the list; the last one ends the guardian and reaps it. May be repeated."""
@@ -277,12 +156,12 @@ class Guardian:
             if self._runs:
                 self._send_locked(f"end {run}\n")
                 return
-            process, lifeline, exit_fd = self._process, self._lifeline, self._exit_fd
-            self._process = self._lifeline = self._exit_fd = None
+            helper, self._helper = self._helper, None
             # What is still listed could not be ended by its watchdog: the guardian tries once more.
             self._groups.clear()
             self._failures = 0
-        _dismiss(process, lifeline, exit_fd, run)
+        if helper is not None:
+            helper.dismiss(run)
 
     def register(self, pid: int, start: int) -> None:
         """Put a worker's group on the list.
@@ -318,50 +197,32 @@ class Guardian:
     def open_exit_fd(self) -> int | None:
         """Return a descriptor, the caller's, readable once the guardian has ended; None without pidfds."""
         with self._lock:
-            return None if self._exit_fd is None else os.dup(self._exit_fd)
+            exit_fd = self._helper.exit_fd if self._helper is not None else None
+            return None if exit_fd is None else os.dup(exit_fd)
 
     def forget(self) -> None:
         """Let go of everything in a forked child: the guardian belongs to the parent."""
-        lifeline, exit_fd, process = self._lifeline, self._exit_fd, self._process
+        helper = self._helper
         self._reset()
-        if lifeline is not None:
-            lifeline.close()
-        if exit_fd is not None:
-            os.close(exit_fd)
-        if process is not None:
-            process.returncode = 0  # or its finalizer would look for a child that is not ours
+        if helper is not None:
+            helper.forget()
 
     def _send_locked(self, line: str) -> None:
-        if self._lifeline is None:
-            return
-        data = line.encode("ascii")
-        try:
-            # MSG_NOSIGNAL: a host may have given SIGPIPE its default action; a dead guardian must not end it.
-            if self._lifeline.send(data, getattr(socket, "MSG_NOSIGNAL", 0)) == len(data):
-                return
-        except OSError:
-            pass  # ended, or stopped until the line was full: its replacement is told everything again
-        self._replace_locked()
+        if self._helper is not None and not self._helper.send(line):
+            self._replace_locked()  # the new one is told everything
 
     def _ensure_locked(self) -> None:
-        if self._process is None:
+        if self._helper is None:
             self._start_locked()
-        elif self._process.poll() is not None:
+        elif self._helper.process is not None and self._helper.process.poll() is not None:
             self._replace_locked()
 
     def _replace_locked(self) -> None:
-        process, lifeline, exit_fd = self._process, self._lifeline, self._exit_fd
-        self._process = self._lifeline = self._exit_fd = None
-        if process is not None:
-            process.kill()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(_LEAVE_LIMIT_S)
+        helper, self._helper = self._helper, None
+        if helper is not None:
             # An exit status of its own means that it cannot run here; a signal is somebody's doing.
-            self._failures = self._failures + 1 if (process.returncode or 0) > 0 else 0
-        if lifeline is not None:
-            lifeline.close()
-        if exit_fd is not None:
-            os.close(exit_fd)
+            self._failures = self._failures + 1 if (helper.kill() or 0) > 0 else 0
+            helper.close()
         self._start_locked()
 
     def _start_locked(self) -> None:
@@ -374,62 +235,23 @@ class Guardian:
             )
             return
         host_end, guardian_end = socket.socketpair()
-        self._lifeline = host_end
+        # Known before the process exists, so that a child forked meanwhile closes its copy of the lifeline.
+        self._helper = helper = _Helper(host_end)
         try:
             host_end.setblocking(False)
             told = [f"run {run}\n" for run in self._runs]
             told += [f"+ {pid} {start}\n" for pid, start in self._groups.items()]
-            data = "".join(told).encode("ascii")
-            if data and host_end.send(data) != len(data):
+            if told and not helper.send("".join(told)):
                 raise BlockingIOError(f"{len(self._groups)} worker groups do not fit into the lifeline")
-            host = os.getpid()
-            self._process = subprocess.Popen(
-                (sys.executable, "-I", "-S", "-E", __file__, str(host), str(process_start(host))),
-                stdin=guardian_end.fileno(),
-                # Nothing of the user's is kept open: `script | head` must end with the script.
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                cwd="/",
-                # A host that is itself a worker carries a token; with it, its guardian would be swept away.
-                env={name: value for name, value in os.environ.items() if name != RUN_VARIABLE},
-                start_new_session=True,
-            )
-            with contextlib.suppress(OSError, AttributeError):
-                self._exit_fd = os.pidfd_open(self._process.pid)
+            helper.start(guardian_end)
         except BaseException:
-            self._lifeline = None
+            self._helper = None
             host_end.close()
             raise
         finally:
             guardian_end.close()
 
 
-def _dismiss(
-    process: subprocess.Popen[bytes] | None, lifeline: socket.socket | None, exit_fd: int | None, run: str
-) -> None:
-    """Send the guardian home, wait for it for a bounded time, and reap it."""
-    if lifeline is not None:
-        with contextlib.suppress(OSError):
-            lifeline.send(f"end {run}\nbye\n".encode("ascii"), getattr(socket, "MSG_NOSIGNAL", 0))
-        lifeline.close()
-    if exit_fd is not None:
-        poll = select.poll()
-        poll.register(exit_fd, select.POLLIN)
-        poll.poll(_LEAVE_LIMIT_S * 1000)
-        os.close(exit_fd)
-    if process is None:
-        return
-    try:
-        process.wait(_LEAVE_LIMIT_S if exit_fd is None else 0.05)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(_LEAVE_LIMIT_S)
-
-
-if __name__ == "__main__":
-    _guard(int(sys.argv[1]), int(sys.argv[2]))
-else:
-    GUARDIAN = Guardian()
-    """The one of this host."""
-    os.register_at_fork(after_in_child=GUARDIAN.forget)
+GUARDIAN = Guardian()
+"""The one of this host."""
+os.register_at_fork(after_in_child=GUARDIAN.forget)

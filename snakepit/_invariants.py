@@ -42,7 +42,7 @@ def check_invariants(board: Board, rules: SessionRules, dispatcher: Dispatcher, 
         for place, request in enumerate(worker.sent):
             ahead += request.ahead
             if place == 0 and worker.state is not WorkerState.CONDEMNED:
-                assert request.started_at is not None and not request.ahead, f"I2 {request!r} is oldest, not begun"
+                assert request.started_at is not None and not request.ahead, f"I2 {request!r} not begun"
     assert ahead == board.ahead, "ahead"
 
     for session in rules.table.values():
@@ -56,17 +56,18 @@ def check_invariants(board: Board, rules: SessionRules, dispatcher: Dispatcher, 
         assert users == session.unsettled, f"I1 {session.session_id}: {users} != {session.unsettled}"
         if session.pinned and session.worker is not None:
             for request in members:
-                home = request.lane is session.worker.lane if request.lane is not None else request.worker
-                assert home is True or home is session.worker, f"I4 {request!r} of {session.session_id} is elsewhere"
+                here = request.lane is session.worker.lane or request.worker is session.worker
+                ending = request.worker is not None and request.worker.state is WorkerState.CONDEMNED
+                assert here or ending, f"I4 {request!r} of {session.session_id} is elsewhere"
 
     for session in rules.table.values():
-        assert not (session.ended and not session.unsettled and not session.blocked), f"{session.session_id} has ended"
         if not (session.unsettled or session.blocked):
+            assert not session.ended, f"{session.session_id} has ended"
             assert session.timer is not None, f"{session.session_id} never expires"
         if session.pinned and session.worker is None and not session.blocked:
-            assert session.head is not None or not len(session.waiting), f"{session.session_id} is not in the queue"
+            assert session.head or not len(session.waiting), f"{session.session_id} is not in the queue"
 
-    retiring = {worker for worker in workers if worker.retire is not None and worker.state is not WorkerState.CONDEMNED}
+    retiring = {w for w in workers if w.retire is not None and w.state is not WorkerState.CONDEMNED}
     assert retiring == set(lifecycle.retiring), "retiring"
     for worker in workers:
         if worker.state is WorkerState.CONDEMNED:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ._model import Worker
-from ._process import SpawnSpec
+from ._spawn import SpawnSpec
 from .adapters import Adapter, WorkerSpec
 
 __all__ = ("Launcher",)

@@ -11,7 +11,7 @@ from typing import Any
 
 from ._clock import monotonic_s
 from ._inbox import Inbox
-from ._model import Cancelled, Outcome, PoolStats, Request, Submitted
+from ._model import Cancelled, Outcome, PoolStats, Request, RequestKind, Submitted
 from .errors import QueueFull
 
 __all__ = ("Ledger",)
@@ -219,7 +219,8 @@ class Ledger:
             self._begin_locked(request)
 
     def _begin_locked(self, request: Request) -> None:
-        if not request.settled and not request.counted_running:
+        # The pool's own requests (health checks, set-ups) were never accepted, so they are not counted.
+        if not request.settled and not request.counted_running and request.kind is RequestKind.USER:
             request.counted_running = True
             self._counts["running"] += request.weight
 

@@ -32,7 +32,7 @@ from .errors import CommandTimeout, InternalError, ProtocolError, WorkerDied, Wo
 __all__ = ("Lifecycle",)
 
 CLOSED_PIPE_GRACE_S = 1.0
-"""Seconds between a closed reply pipe and the exit that should follow.  Arbitrary, far above what an exit takes."""
+"""Seconds between a closed reply pipe and the exit that should follow.  Arbitrary, far above its time."""
 
 _NOT_REFILLED = (ExitReason.IDLE, ExitReason.SHUTDOWN, ExitReason.TERMINATED)
 """Exits after which a slot stays empty until there is a demand."""
@@ -67,16 +67,16 @@ class Lifecycle(Upkeep):
         workers = board.workers
         if board.state not in (PoolState.OPEN, PoolState.DRAINING):
             return
+        for slot in [slot for slot in self._replaces if slot in workers.free]:
+            self._spawn(slot)
         # A slot in its back-off will serve the queue too: no other one is started in its place.
         places = len(workers) + workers.backing_off
         coming = workers.starting + workers.backing_off + workers.counts[WorkerState.CHECKING]
         want = places + max(0, len(board.queue) - coming)
         if board.state is PoolState.OPEN:
             want = max(want, board.min_workers, self.wanted)
-        for slot in list(workers.free):
-            if slot in self._replaces or places < want:
-                places += 1
-                self._spawn(slot)
+        for slot in list(workers.free)[: want - places]:
+            self._spawn(slot)
 
     def _spawn(self, slot: Slot) -> None:
         board = self._board
@@ -103,10 +103,9 @@ class Lifecycle(Upkeep):
         self.began(worker)
 
     def start_failed(self, worker: Worker, error: BaseException) -> None:
-        """End a worker whose handshake failed; the failure is counted when its exit is seen."""
-        if worker.state is WorkerState.STARTING:
-            worker.start_error = error
-            self.condemn(worker, ExitReason.START_FAILED)
+        """End a starting worker whose handshake failed; the failure is counted when its exit is seen."""
+        worker.start_error = error
+        self.condemn(worker, ExitReason.START_FAILED)
 
     def start_timed_out(self, worker: Worker) -> None:
         """End a worker that was not ready in time."""
@@ -240,9 +239,13 @@ class Lifecycle(Upkeep):
         while worker.sent:
             # What was not taken back had begun: none of it may run a second time.
             oldest = worker.sent[0]
-            message = f"{what} while it ran {oldest.command!r}, which {board.times(oldest)} ({board.numbers()}){tail}"
+            ran = f"while it ran {oldest.command!r}, which {board.times(oldest)}"
             died = WorkerDied(
-                message, pid=worker.pid, exit_code=event.code, signal=event.signal, stderr_tail=event.stderr_tail
+                f"{what} {ran} ({board.numbers()}){tail}",
+                pid=worker.pid,
+                exit_code=event.code,
+                signal=event.signal,
+                stderr_tail=event.stderr_tail,
             )
             self._fail_oldest(worker, died)
         self._rules.worker_lost(worker)
@@ -278,7 +281,11 @@ class Lifecycle(Upkeep):
         if argv:
             what += f"; command line: {' '.join(argv)}"
         error = WorkerStartError(
-            f"{what}{tail}", argv=argv, exit_code=event.code, signal=event.signal, stderr_tail=event.stderr_tail
+            f"{what}{tail}",
+            argv=argv,
+            exit_code=event.code,
+            signal=event.signal,
+            stderr_tail=event.stderr_tail,
         )
         error.__cause__ = cause
         return error
@@ -287,8 +294,6 @@ class Lifecycle(Upkeep):
         board = self._board
         if board.state is PoolState.OPEN and reason not in _NOT_REFILLED:
             self._replaces[slot] = reason
-        elif slot is self.replacing:
-            self.replacing = None
         if delay_s > 0:
             board.timers.set(slot, board.now + delay_s, "respawn")
         else:

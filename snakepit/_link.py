@@ -22,7 +22,7 @@ from ._wire import (
     encode_command,
     encode_message,
     encode_object,
-    frame,
+    encode_pickle,
     joined,
 )
 from .config import PoolConfig
@@ -203,13 +203,15 @@ class Link:
             args["start_args"] = start_args
             if preparation is not None:
                 args["prepare"] = True
+            if self._callables:
+                args["protocol"]["max_message"] = self._config.max_message_bytes
         content = encode_command(
             "ping", args, session_id=None, max_frame_bytes=1 << 27, max_message_bytes=1 << 27
         )
         self._open.append((self._take_id(), None, None))
         buffers = encode_message(content, 0, timestamp=self._level == 0)
         if preparation is not None:
-            buffers.append(frame(preparation))
+            buffers += encode_pickle(preparation, b"", self._config.max_frame_bytes)
         self.channel.send(buffers)
 
     def send(self, requests: Sequence[Request]) -> None:
@@ -262,14 +264,12 @@ class Link:
         header = _callables.request_header(
             request_id, content.session_id, self._deadline_ms(request), request.ahead, content.kind
         )
-        size = len(header) + len(body)
-        if size > self._config.max_frame_bytes:
+        if len(body) > self._config.max_message_bytes:
             raise EncodeError(
-                f"{request.command}: {size} bytes of pickled call do not fit a frame"
-                f" (max_frame_bytes is {self._config.max_frame_bytes})"
+                f"{request.command}: {len(body)} bytes of pickled call"
+                f" (max_message_bytes is {self._config.max_message_bytes})"
             )
-        head = size.to_bytes(4, "big") + header
-        return [head + body] if len(body) < 65536 else [head, body]
+        return encode_pickle(header, body, self._config.max_frame_bytes)
 
     @staticmethod
     def _deadline_ms(request: Request) -> int | None:

@@ -23,7 +23,7 @@ from collections.abc import Callable
 from typing import Any
 
 from . import _model as m
-from . import _process as p
+from . import _reports as r
 from . import telemetry
 from ._channel import Channel
 from ._clock import monotonic_s
@@ -114,12 +114,13 @@ class Manager:
         )
         self._thread = threading.Thread(target=self._run, name=f"snakepit-{name}-manager", daemon=True)
         self._handlers: dict[type, Callable[[Any], None]] = {
-            p.Spawned: self._spawned,
-            p.SpawnFailed: self._spawn_failed,
-            p.Exited: self._exited,
-            p.RssMeasured: lambda event: self._handle(m.RssMeasured(event.worker_id, event.rss_bytes)),
-            p.WatchdogFailed: self._watchdog_failed,
+            r.Spawned: self._spawned,
+            r.SpawnFailed: self._spawn_failed,
+            r.Exited: self._exited,
+            r.RssMeasured: lambda event: self._handle(m.RssMeasured(event.worker_id, event.rss_bytes)),
+            r.WatchdogFailed: self._watchdog_failed,
             Query: lambda query: query.answer(self._scheduler),
+            m.Cancelled: self._cancelled,
         }
         self._acts: dict[type, Callable[[Any], None]] = {
             m.Dispatch: self._dispatch,
@@ -350,6 +351,8 @@ class Manager:
         elif isinstance(action, m.Fail):
             self._report(action.request, action.outcome)
             action.request.future.set_exception(action.error)
+        elif isinstance(action, m.Cancelled):
+            self._report(action.request, Outcome.CANCELLED)
         elif isinstance(action, m.Cancel):
             self._report(action.request, Outcome.CANCELLED)
             action.request.future.cancel_for_pool()
@@ -404,7 +407,7 @@ class Manager:
 
     # Workers ----------------------------------------------------------------------------------------
 
-    def _spawned(self, event: p.Spawned) -> None:
+    def _spawned(self, event: r.Spawned) -> None:
         worker = self._scheduler.worker(event.worker_id)
         channel = Channel(event.request_fd, event.reply_fd, event.claim_read_fd, event.claim_write_fd)
         link = Link(
@@ -427,7 +430,7 @@ class Manager:
             return
         self._watch_writes(link)
 
-    def _spawn_failed(self, event: p.SpawnFailed) -> None:
+    def _spawn_failed(self, event: r.SpawnFailed) -> None:
         self._launcher.first_pickle(event.worker_id)
         error = WorkerStartError(
             f"{' '.join(self._launcher.argv)}: {event.error}", argv=self._launcher.argv
@@ -435,7 +438,7 @@ class Manager:
         error.__cause__ = event.error
         self._handle(m.SpawnRefused(event.worker_id, error))
 
-    def _exited(self, event: p.Exited) -> None:
+    def _exited(self, event: r.Exited) -> None:
         link = self._links.get(event.worker_id)
         worker = self._scheduler.worker(event.worker_id)
         if event.survivors:
@@ -456,7 +459,12 @@ class Manager:
             )  # fmt: skip
         self._handle(m.Exited(event.worker_id, event.code, event.signal, event.stderr_tail))
 
-    def _watchdog_failed(self, event: p.WatchdogFailed) -> None:
+    def _cancelled(self, event: m.Cancelled) -> None:
+        self._handle(event)
+        # The caller has settled it; what is left is to tell.
+        self._settlements.append((event, None))
+
+    def _watchdog_failed(self, event: r.WatchdogFailed) -> None:
         raise InternalError("the watchdog failed") from event.error
 
     def _receive(self, link: Link) -> None:
@@ -547,7 +555,7 @@ class Manager:
             item.answer(None)
         elif isinstance(item, m.WorkersWanted):
             item.waiter.set_exception(RuntimeError("the pool is shut down"))
-        elif isinstance(item, p.Spawned):
+        elif isinstance(item, r.Spawned):
             Channel(item.request_fd, item.reply_fd, item.claim_read_fd, item.claim_write_fd).close()
 
 

@@ -126,11 +126,11 @@ def _in_order(
                 del future
             if refill and (chunk := next(chunks, None)) is not None:
                 pending.extend(submit(chunk))
-            if is_list and not isinstance(value, BaseException):
-                yield from value
-            else:
-                yield value
+            values = value[::-1] if is_list and not isinstance(value, BaseException) else [value]
             del value
+            while values:
+                # Popped: the frame of a suspended generator must not keep what it has yielded.
+                yield values.pop()
     finally:
         _cancel(future for future, _ in pending)
 
@@ -196,11 +196,11 @@ def _as_completed(
             del future
             if refill and (chunk := next(chunks, None)) is not None:
                 send(chunk)
-            if is_list and not isinstance(value, BaseException):
-                yield from value
-            else:
-                yield value
+            values = value[::-1] if is_list and not isinstance(value, BaseException) else [value]
             del value
+            while values:
+                # Popped: the frame of a suspended generator must not keep what it has yielded.
+                yield values.pop()
     finally:
         _cancel(pending)
 

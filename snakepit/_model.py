@@ -1,8 +1,7 @@
-"""The nouns of a pool: requests, workers, slots, the events that happen and the actions to take.
+"""The nouns of a pool: requests, workers, slots; the events and actions of ``_events`` are found here too.
 
 Pure data; no thread, no I/O.  Requests are made by callers and owned by the scheduler from their
-acceptance to their end; workers and slots are owned by the scheduler.  Events are past participles,
-actions imperatives.
+acceptance to their end; workers and slots are owned by the scheduler.
 """
 
 from __future__ import annotations
@@ -12,6 +11,8 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 import attrs
+
+from ._events import *  # noqa: F403  # one vocabulary: m.Request, m.Submitted, m.Dispatch
 
 if TYPE_CHECKING:
     from ._affinity import Session
@@ -116,7 +117,7 @@ class Request:
 
     # INVARIANT: `entry` is the one live entry of this request in a lane (I1, I7), None when it is in no lane.
     # INVARIANT: `timer` is the one live deadline: queue time-out while queued, run time-out while oldest.
-    # LOCK: `settled` and `counted_running` belong to the ledger's lock, everything else to the manager's thread.
+    # LOCK: `settled` and `counted_running` belong to the ledger's lock, the rest to the manager's thread.
     __slots__ = (
         "accepted_at",
         "affinity",
@@ -303,250 +304,6 @@ class Worker:
         return self.retire is None and not self.closed
 
 
-# Events -----------------------------------------------------------------------------------------------
-# Those on every request's way are not frozen: that would make them twice as dear.
-
-
-@attrs.define(eq=False)
-class Submitted:
-    request: Request
-
-
-@attrs.frozen(eq=False)
-class Cancelled:
-    """The caller cancelled; the ledger has counted it and the future has ended."""
-
-    request: Request
-
-
-@attrs.frozen
-class Ready:
-    worker_id: str
-    can_claim: bool = False
-    can_end_session: bool = False
-
-
-@attrs.frozen
-class Started:
-    """The process exists; its handshake is under way."""
-
-    worker_id: str
-    pid: int
-    argv: tuple[str, ...] = ()
-
-
-@attrs.frozen
-class StartFailed:
-    """The handshake failed; the process may still live. ``fatal`` breaks the pool at once."""
-
-    worker_id: str
-    error: BaseException
-    fatal: bool = False
-
-
-@attrs.frozen
-class SpawnRefused:
-    """The system could not make the process."""
-
-    worker_id: str
-    error: BaseException
-
-
-@attrs.define(eq=False)
-class Replied:
-    """The worker answered its oldest request. ``failed``: the reply is an error."""
-
-    worker_id: str
-    error: BaseException | None = None
-
-
-@attrs.frozen
-class Skipped:
-    """The worker stepped over one frame that was taken back."""
-
-    worker_id: str
-
-
-@attrs.frozen
-class TakenBack:
-    """The last ``count`` requests in the worker's pipe are certain not to start."""
-
-    worker_id: str
-    count: int
-
-
-@attrs.frozen
-class Misbehaved:
-    """The worker broke the protocol."""
-
-    worker_id: str
-    error: BaseException
-
-
-@attrs.frozen
-class PipeClosed:
-    """The worker closed its reply pipe; its exit should follow."""
-
-    worker_id: str
-
-
-@attrs.frozen
-class Exited:
-    worker_id: str
-    code: int | None = None
-    signal: int | None = None
-    stderr_tail: str = ""
-
-
-@attrs.frozen
-class RssMeasured:
-    worker_id: str
-    rss_bytes: int
-
-
-@attrs.frozen
-class SessionEnded:
-    session_id: str
-
-
-@attrs.frozen(eq=False)
-class WorkersWanted:
-    """Somebody waits until ``count`` workers are ready; ``waiter`` is answered by a ``Notify``."""
-
-    count: int
-    waiter: Any
-
-
-@attrs.frozen
-class RestartRequested:
-    worker_id: str
-
-
-@attrs.frozen
-class RecycleRequested:
-    pass
-
-
-@attrs.frozen
-class ShutdownRequested:
-    """``end_at``: monotonic seconds at which everything that still runs is ended, or None."""
-
-    cancel_queued: bool = False
-    end_at: float | None = None
-
-
-@attrs.frozen
-class EndRequested:
-    """End every worker now. ``kill``: without the time a polite end would take."""
-
-    kill: bool = False
-
-
-@attrs.frozen
-class DeadlinePassed:
-    pass
-
-
-# Actions --------------------------------------------------------------------------------------------
-
-
-@attrs.frozen(eq=False)
-class Spawn:
-    worker: Worker
-
-
-@attrs.frozen(eq=False)
-class Condemn:
-    """End the worker. ``polite``: close its pipe and give it the grace; else TERM now; ``kill``: KILL now."""
-
-    worker: Worker
-    reason: ExitReason
-    polite: bool = False
-    kill: bool = False
-
-
-@attrs.define(eq=False)
-class Dispatch:
-    worker: Worker
-    requests: tuple[Request, ...]
-
-
-@attrs.frozen(eq=False)
-class TakeBack:
-    """Take back up to ``count`` of the worker's last requests; answered by ``TakenBack``."""
-
-    worker: Worker
-    count: int
-
-
-@attrs.frozen(eq=False)
-class EndSession:
-    worker: Worker
-    session_id: str
-
-
-@attrs.define(eq=False)
-class Resolve:
-    """Settle the request with the reply that is being handled."""
-
-    request: Request
-
-
-@attrs.frozen(eq=False)
-class Fail:
-    request: Request
-    error: BaseException
-    outcome: Outcome
-
-
-@attrs.frozen(eq=False)
-class Cancel:
-    """Cancel a queued request on the pool's behalf."""
-
-    request: Request
-
-
-@attrs.frozen(eq=False)
-class Forget:
-    """The worker is gone: close its channel."""
-
-    worker: Worker
-
-
-@attrs.frozen(eq=False)
-class Notify:
-    waiter: Any
-    error: BaseException | None = None
-
-
-@attrs.frozen
-class Break:
-    """The pool is broken: later requests are refused with ``error``."""
-
-    error: BaseException
-
-
-@attrs.frozen
-class Heal:
-    """The pool is open again."""
-
-
-@attrs.frozen
-class Close:
-    """No work and no worker is left: the manager's thread may end."""
-
-
-@attrs.frozen
-class Emit:
-    event: str
-    measurements: dict[str, Any]
-    metadata: dict[str, Any]
-
-
-Action = (
-    Spawn | Condemn | Dispatch | TakeBack | EndSession | Resolve | Fail | Cancel | Forget | Notify | Break | Heal | Close | Emit
-)
-
 # What users see -------------------------------------------------------------------------------------
 
 
@@ -554,7 +311,8 @@ Action = (
 class PoolStats:
     """The pool's numbers at one instant.
 
-    Always ``requests == completed + errors + cancelled + queue_timeouts + command_timeouts + queued + running``.
+    Always ``requests == completed + errors + cancelled + queue_timeouts + command_timeouts
+    + queued + running``.
 
     Attributes:
         workers: Processes that live, those being ended included.
@@ -604,7 +362,8 @@ class WorkerInfo:
         sessions: Ids of the sessions bound to it.
         requests: Requests it has answered.
         uptime_s: Seconds since its spawn.
-        rss_bytes: Resident memory of its process group when last measured, else of the process now; None if unknown.
+        rss_bytes: Resident memory of its process group when last measured, else of the process now; None
+            if unknown.
     """
 
     worker_id: str

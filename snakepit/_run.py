@@ -78,10 +78,9 @@ def run_command(
         logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(name)s: %(message)s")
     try:
         adapter = make_adapter(adapter_text, handlers, level)
-        # One failed start is enough: nobody waits here for a worker to recover.
-        executor = SnakepitExecutor(
-            adapter, workers, name="run", timeout=timeout_s, config=PoolConfig(restart_budget=1)
-        )
+        # One failed start is enough: nobody waits here for a worker to recover, nor long after Ctrl-C.
+        config = PoolConfig(restart_budget=1, shutdown_grace_s=0.5)
+        executor = SnakepitExecutor(adapter, workers, name="run", timeout=timeout_s, config=config)
     except (WorkerStartError, OSError) as error:
         return _complain(error, NOT_STARTED, verbose)
     except (TypeError, ValueError) as error:

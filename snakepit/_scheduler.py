@@ -1,8 +1,8 @@
 """The pool's decisions as a pure state machine: an event in, actions out.
 
 No thread, no I/O, no clock of its own: ``handle(event, now)`` returns the actions to take, in order.
-The parts: ``_dispatcher`` (which request where), ``_session_rules`` (affinity), ``_lifecycle`` and ``_upkeep``
-(workers), over the tables of ``_board``.  Run by the manager's thread.
+The parts: ``_dispatcher`` (which request where), ``_session_rules`` (affinity), ``_lifecycle`` and
+``_upkeep`` (workers), over the tables of ``_board``.  Run by the manager's thread.
 
     worker    STARTING -Ready-> IDLE <-Replied/Dispatch-> BUSY ;  any -> CONDEMNED -Exited-> (gone) -> Spawn
     request   queued -> sent -> done         (it has one home at any time)
@@ -103,7 +103,8 @@ class Scheduler:
         """
         board = self.board
         board.now = now
-        board.actions = actions = []
+        actions: list[Action] = []
+        board.actions = actions
         self._handlers[type(event)](event)
         self._after()
         # Actions hold requests, and requests their users' futures: nothing is kept until the next event.
@@ -113,7 +114,8 @@ class Scheduler:
     def start(self, now: float) -> list[Action]:
         """Return the actions with which the pool begins."""
         self.board.now = now
-        self.board.actions = actions = []
+        actions: list[Action] = []
+        self.board.actions = actions
         self.lifecycle.grow()
         return actions
 
@@ -341,13 +343,10 @@ class Scheduler:
         for worker in list(board.workers.by_id.values()):
             for request in list(worker.sent):
                 if request.kind is RequestKind.USER and request.state is RequestState.SENT:
-                    begun = request.started_at is not None
-                    died = WorkerDied(
-                        f"worker {worker.worker_id} (pid {worker.pid}) was ended with its pool while {request.command!r}"
-                        f" {board.times(request) if begun else 'waited in its pipe'} ({board.numbers()})",
-                        pid=worker.pid,
-                    )
-                    self.rules.fail(request, died, Outcome.DIED)
+                    how = "waited in its pipe" if request.started_at is None else board.times(request)
+                    what = f"worker {worker.worker_id} (pid {worker.pid}) was ended with its pool"
+                    message = f"{what} while {request.command!r} {how} ({board.numbers()})"
+                    self.rules.fail(request, WorkerDied(message, pid=worker.pid), Outcome.DIED)
             self.lifecycle.condemn(worker, ExitReason.TERMINATED, kill=event.kill)
 
     def _drain(self) -> None:
@@ -360,7 +359,8 @@ class Scheduler:
         if work:
             return
         for worker in live:
-            self.lifecycle.condemn(worker, ExitReason.SHUTDOWN, polite=worker.state is not WorkerState.STARTING)
+            polite = worker.state is not WorkerState.STARTING
+            self.lifecycle.condemn(worker, ExitReason.SHUTDOWN, polite=polite)
         if not len(board.workers):
             board.state = PoolState.CLOSED
             board.act(m.Close())

@@ -105,7 +105,7 @@ class SessionRules:
         return worker
 
     def _session_of(self, request: Request) -> Session | None:
-        """Return the request's session, made if need be; None when there was no room and the request failed."""
+        """Return the request's session, made if need be; None: no room, and the request has failed."""
         board = self._board
         assert request.session_id is not None
         session = self.table.get(request.session_id)
@@ -131,7 +131,7 @@ class SessionRules:
             self._advance(session)
 
     def _advance(self, session: Session) -> None:
-        """Let waiting requests into the common queue: the first of an unbound strict session stands for all."""
+        """Let waiting requests into the common queue: of an unbound strict session only the first."""
         if session.blocked:
             return
         if not session.pinned:
@@ -143,7 +143,7 @@ class SessionRules:
                 self._board.queue.push(session.head)
 
     def park(self, request: Request) -> bool:
-        """Hold a hint session's request back while the session is set up; it must not overtake the first one."""
+        """Hold a hint session's request back while the session is set up: it must not overtake the first."""
         session = request.session
         if session is None or session.ready or request.kind is not RequestKind.USER:
             return False
@@ -156,7 +156,7 @@ class SessionRules:
         """Bind a session to the worker that its first request was given to.
 
         Returns:
-            True when the request may be sent; False when set-up commands stand before it in the worker's lane.
+            True when the request may be sent; False when it stands behind set-up commands in that lane.
         """
         board = self._board
         session.worker = worker
@@ -194,15 +194,14 @@ class SessionRules:
             return
         users = self._unbind(session, worker, worker.lane.requests())
         session.told = True
-        if worker in session.visited:
-            session.visited.discard(worker)
-            self._tell_end(session, worker)
+        session.visited.discard(worker)
+        self._tell_end(session, worker)
         if users:
             self.fail(users[0], error)
         self._wait_again(session, users[1:])
 
     def _unbind(self, session: Session, worker: Worker, queued: list[Request]) -> list[Request]:
-        """Undo a binding; return the session's user requests among ``queued``, withdrawn from the worker's lane."""
+        """Undo a binding; withdraw the session's requests among ``queued`` and return those of users."""
         worker.sessions.pop(session.session_id, None)
         session.worker = None
         session.steps = 0

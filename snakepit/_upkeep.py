@@ -5,6 +5,7 @@ Pure; a part of the scheduler, on the manager's thread.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import deque
 from typing import Any
 
@@ -26,7 +27,7 @@ class Alarm:
         self.timer: Any = None
 
 
-class Upkeep:
+class Upkeep(ABC):
     """Judges workers and replaces them as planned; the base of ``Lifecycle``, which ends them."""
 
     # INVARIANT: `retiring` holds exactly the live workers whose `retire` is set.
@@ -42,6 +43,7 @@ class Upkeep:
         self.replacing: Slot | None = None
         self._to_retire: deque[tuple[Worker, ExitReason]] = deque()
 
+    @abstractmethod
     def condemn(
         self,
         worker: Worker,
@@ -52,7 +54,6 @@ class Upkeep:
         kill: bool = False,
     ) -> None:
         """Begin to end a worker."""
-        raise NotImplementedError
 
     # Alarms -----------------------------------------------------------------------------------------
 
@@ -76,8 +77,8 @@ class Upkeep:
         if limit_s is None or self.idling.timer is not None or board.workers.live <= board.min_workers:
             return
         if board.workers.idle:
-            first = next(iter(board.workers.idle))
-            board.timers.set(self.idling, first.idle_since + limit_s, "idling")
+            since = min(worker.idle_since for worker in board.workers.idle)
+            board.timers.set(self.idling, since + limit_s, "idling")
 
     # Judging ----------------------------------------------------------------------------------------
 
@@ -130,13 +131,12 @@ class Upkeep:
         limit_s = board.config.worker_idle_timeout_s
         assert limit_s is not None
         spare = board.workers.live - board.min_workers
-        for worker in list(board.workers.idle):
+        for worker in sorted(board.workers.idle, key=lambda worker: worker.idle_since):
             if spare <= 0 or worker.idle_since + limit_s > board.now:
                 break
             if any(session.pinned for session in worker.sessions.values()):
-                # A strict session's worker is never shrunk away; it goes to the young end of the stack.
+                # A strict session's worker is never shrunk away; it is looked at again after the same time.
                 worker.idle_since = board.now
-                board.workers.idle[worker] = board.workers.idle.pop(worker)
                 continue
             self.condemn(worker, ExitReason.IDLE, polite=True)
             spare -= 1
@@ -179,7 +179,7 @@ class Upkeep:
                 self.retire(worker, reason)
 
     def retire(self, worker: Worker, reason: ExitReason) -> None:
-        """Drain a worker and replace it: no new work, and at most ``session_drain_s`` for its strict sessions."""
+        """Replace a worker once it is drained: no new work, at most ``session_drain_s`` for its sessions."""
         board = self._board
         if worker.state is WorkerState.CONDEMNED or worker.retire is not None:
             return

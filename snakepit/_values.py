@@ -51,7 +51,7 @@ def encode_value(value: JsonValue, root: str) -> tuple[bytes, tuple[tuple[str, b
     except _HasBytes:
         value = _extract(value, root, 0, attachments)
         return _encode(value), tuple(attachments)
-    except (EncodeError, UnicodeEncodeError):
+    except (EncodeError, ValueError):
         raise _explain(value, root) from None
 
 
@@ -98,6 +98,8 @@ def _extract(value: JsonValue, path: str, depth: int, attachments: list[tuple[st
         for key, item in value.items():
             if type(key) is not str:
                 raise EncodeError(_bad_key(path, key))
+            if reason := _refusal(key):
+                raise EncodeError(f"{path}: key {key!r:.80}: {reason}")
             copy[key] = _extract(item, _join(path, key), depth + 1, attachments)
         return copy
     if kind is list or kind is tuple:
@@ -128,13 +130,15 @@ def _refusal(value: object) -> str | None:
         except UnicodeEncodeError as error:
             return f"text with a lone surrogate at index {error.start} is not UTF-8"
         return None
+    if kind is int:
+        try:
+            str(value)
+        except ValueError as error:
+            return f"{error}"
     if kind in _SCALARS:
         return None
-    return (
-        f"{kind.__module__}.{kind.__qualname__} is not a JSON type; convert it (prepare_args of the adapter is the place)"
-        if kind.__module__ != "builtins"
-        else f"{kind.__qualname__} is not a JSON type; convert it (prepare_args of the adapter is the place)"
-    )
+    name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+    return f"{name} is not a JSON type; convert it (prepare_args of the adapter is the place)"
 
 
 def _join(path: str, key: str) -> str:

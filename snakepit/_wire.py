@@ -23,12 +23,16 @@ __all__ = (
     "MessageDecoder",
     "encode_command",
     "encode_message",
+    "encode_pickle",
     "frame",
     "show_bytes",
 )
 
 PICKLE = 0x80
 """First byte of a payload that is a pickle."""
+_PICKLE_PART = 0x81
+_PICKLE_END = 0x82
+"""First bytes of the payloads that carry a pickle too long for one frame: all but the last, and the last."""
 
 _HEADER = struct.Struct(">I")
 _SHOWN_BYTES = 80
@@ -122,6 +126,9 @@ class MessageDecoder:
         self._raw: list[bytearray] = []
         self._lengths: list[int] = []
         self._place = 0
+        # INVARIANT: what has come of a pickle in several frames; JSON frames may come in between.
+        self._parts: list[bytes] = []
+        self._parts_bytes = 0
         self.error: ProtocolError | None = None
 
     def feed(self, data: bytes) -> list[dict[str, Any] | bytes]:
@@ -142,7 +149,7 @@ class MessageDecoder:
 
     def finish(self) -> ProtocolError | None:
         """Return the error of a stream that ends here, or None when it ends between two messages."""
-        if self.error is None and (self._frames.inside_frame or self._message is not None):
+        if self.error is None and (self._frames.inside_frame or self._message is not None or self._parts):
             seen = show_bytes(self._frames.pending())
             self.error = ProtocolError(f"the stream ended inside a frame or message; it held: {seen}")
         return self.error
@@ -153,6 +160,8 @@ class MessageDecoder:
         first = payload[0]
         if first == PICKLE and self._allow_pickle:
             return payload
+        if first in (_PICKLE_PART, _PICKLE_END) and self._allow_pickle:
+            return self._take_part(payload)
         if first != 0x7B:
             raise ProtocolError(f"a frame that is no JSON object: {show_bytes(payload)}")
         try:
@@ -163,11 +172,28 @@ class MessageDecoder:
             return message
         return self._expect_raw(message, payload)
 
+    def _take_part(self, payload: bytes) -> bytes | None:
+        self._parts.append(payload[1:])
+        self._parts_bytes += len(payload) - 1
+        if self._parts_bytes > self._max_message_bytes:
+            raise ProtocolError(
+                f"a pickle of more than {self._parts_bytes} bytes (max_message_bytes is {self._max_message_bytes})"
+            )
+        if payload[0] == _PICKLE_PART:
+            return None
+        whole = b"".join(self._parts)
+        self._parts, self._parts_bytes = [], 0
+        if whole[:1] != bytes((PICKLE,)):
+            raise ProtocolError(f"frames that are no pickle together: {show_bytes(whole)}")
+        return whole
+
     def _expect_raw(self, message: dict[str, Any], payload: bytes) -> dict[str, Any] | None:
         try:
             lengths = [entry["len"] for entry in message["attachments"]]
             if any(type(length) is not int or length < 0 for length in lengths):
                 raise ValueError("len")
+            if any(type(entry["path"]) is not str for entry in message["attachments"]):
+                raise TypeError("path")
         except (TypeError, KeyError, ValueError):
             raise ProtocolError(f"a message with bad attachments: {show_bytes(payload)}") from None
         total = len(payload) + sum(lengths)
@@ -293,6 +319,30 @@ def encode_message(
     buffers = [b"".join((_HEADER.pack(length), head, content.body, tail, b"}"))]
     for data in content.raw:
         buffers.extend(_cut(data, max_frame_bytes))
+    return buffers
+
+
+def encode_pickle(head: bytes, body: bytes, max_frame_bytes: int) -> list[bytes]:
+    """Return the frames of one message of pickles, as buffers to write in order.
+
+    Args:
+        head: Its first pickle.
+        body: The rest.
+        max_frame_bytes: Where it is cut.
+    """
+    size = len(head) + len(body)
+    if size <= max_frame_bytes:
+        start = _HEADER.pack(size) + head
+        return [start + body] if len(body) < 65536 else [start, body]
+    room = max_frame_bytes - 1
+    split = max(0, room - len(head))
+    first = head + body[:split]
+    cuts = [(first, at) for at in range(0, len(first), room)] + [(body, at) for at in range(split, len(body), room)]
+    buffers = []
+    for number, (data, at) in enumerate(cuts, 1):
+        piece = data[at : at + room]
+        mark = _PICKLE_PART if number < len(cuts) else _PICKLE_END
+        buffers += [_HEADER.pack(len(piece) + 1) + bytes((mark,)), piece]
     return buffers
 
 

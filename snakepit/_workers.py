@@ -29,7 +29,7 @@ class WorkerTable:
         tally: Counts what stands in the workers' lanes.
     """
 
-    # INVARIANT: a worker is on `idle` iff it is IDLE and in service (I3); oldest first, used last in first out.
+    # INVARIANT: a worker is on `idle` iff it is IDLE and in service (I3); used last in first out.
     # INVARIANT: a slot is on `free` iff it has no worker and waits for no back-off.
     # INVARIANT: live workers, condemned ones included, <= size (I5): a worker is made from a free slot only.
     def __init__(self, name: str, size: int, tally: Tally | None = None) -> None:

@@ -153,6 +153,12 @@ def find_executable(program: str, adapter: Adapter) -> str:
     return os.path.abspath(found)
 
 
+def _program(name: str, value: object) -> str:
+    if not isinstance(value, (str, os.PathLike)) or not (program := os.fspath(value)):
+        raise TypeError(f"{name} must be a path or a name in PATH, not {value!r}")
+    return str(program)
+
+
 def _check_common(adapter: Adapter) -> None:
     """Validate what every adapter takes; TypeError or ValueError name the parameter."""
     kind = type(adapter).__name__
@@ -202,9 +208,9 @@ class CommandAdapter(Adapter):
     ) -> None:
         if isinstance(argv, (str, bytes)) or not argv:
             raise TypeError(f"argv must be a sequence of words, e.g. ['ruby', 'bridge.rb'], not {argv!r}")
-        words = tuple(os.fspath(word) for word in argv)
-        if not all(isinstance(word, str) for word in words):
+        if not all(isinstance(word, (str, os.PathLike)) for word in argv):
             raise TypeError(f"argv must be a sequence of str, not {argv!r}")
+        words = tuple(os.fspath(word) for word in argv)
         if isinstance(commands, str):
             raise TypeError(f"commands must be a collection of names, not the str {commands!r}")
         self._argv = words
@@ -248,7 +254,7 @@ class _BridgeAdapter(Adapter):
         start_args: JsonValue,
         output: str,
     ) -> None:
-        self._program = os.fspath(program)
+        self._program = program
         self._handlers = None if handlers is None else self._check_handlers(handlers)
         self.env = env
         self.cwd = cwd
@@ -316,7 +322,7 @@ class PythonAdapter(_BridgeAdapter):
         start_args: JsonValue = None,
         output: str = "log",
     ) -> None:
-        super().__init__(os.fspath(python), handlers, env, cwd, inherit_env, start_args, output)
+        super().__init__(_program("python", python), handlers, env, cwd, inherit_env, start_args, output)
 
 
 class JavaScriptAdapter(_BridgeAdapter):
@@ -350,7 +356,7 @@ class JavaScriptAdapter(_BridgeAdapter):
         start_args: JsonValue = None,
         output: str = "log",
     ) -> None:
-        super().__init__(os.fspath(node), handlers, env, cwd, inherit_env, start_args, output)
+        super().__init__(_program("node", node), handlers, env, cwd, inherit_env, start_args, output)
 
 
 class CallableAdapter(Adapter):

@@ -76,13 +76,13 @@ class PoolConfig:
         restart_budget: Consecutive failed starts after which the pool is broken, >= 1.
         max_frame_bytes: Longest frame either way, 1 KiB to below 128 MiB.
         max_message_bytes: Longest message with its attachments.
-        max_queued_bytes: Encoded requests that may wait; beyond it callables are pickled when their turn comes.
+        max_queued_bytes: Encoded requests that may wait; beyond it callables are pickled at their turn.
         stderr_tail_bytes: Bytes of stderr kept for error messages.
-        min_workers: Workers kept at all times, started with the pool; None: all for commands, 0 for callables.
+        min_workers: Workers kept at all times, from the start; None: all for commands, 0 for callables.
         worker_idle_timeout_s: Seconds after which an idle worker above ``min_workers`` is ended; None: never.
         max_requests_per_worker: Answered requests after which a worker is replaced; None: never.
         max_worker_age_s: Seconds after which a worker is replaced (varied by 10 %); None: never.
-        max_worker_rss_bytes: Resident memory of a worker's process group above which it is replaced; None: never.
+        max_worker_rss_bytes: Resident memory of a worker's process group above which it is replaced, or None.
         session_ttl_s: Idle seconds after which a session's binding ends.
         max_sessions: Sessions bound at a time, >= 1.
         session_drain_s: Seconds that the planned end of a worker waits for its strict sessions.

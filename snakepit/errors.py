@@ -114,7 +114,7 @@ class UnknownCommand(CommandError, LookupError):
 
 
 class InvalidArguments(CommandError, ValueError):
-    """The arguments do not fit the command: raised by ``submit`` (validation) or set on the future (worker)."""
+    """The arguments do not fit the command: raised by ``submit``, or set on the future (by the worker)."""
 
     default_code = "bad_args"
 
@@ -239,7 +239,7 @@ class SessionBusy(SessionError):
 
 
 class SessionLost(SessionError):
-    """The worker that held the session's state is gone; set on what waited for it, else on the next request."""
+    """The worker that held the session's state is gone; set on what waited, else on the next request."""
 
 
 class SessionQuotaExceeded(SessionError):

@@ -30,6 +30,8 @@ READ_CHUNK_BYTES = 64 * 1024  # the default capacity of a pipe
 EOF_GRACE_MS = 250  # arbitrary: lets a reply that is nearly done leave when only the requests have ended
 CAPABILITIES = ("errors", "pipeline", "session", "deadline", "attachments", "batch", "log", "claim", "pickle")
 PICKLE_START = 0x80
+PICKLE_PART = 0x81  # of a pickle in several frames: all of them but the last
+PICKLE_END = 0x82
 
 
 class Refused(Exception):
@@ -76,6 +78,7 @@ class Stream:
         self.out_fd = out_fd
         self.claim_fd = claim_fd
         self.max_frame = DEFAULT_MAX_FRAME
+        self.max_message = DEFAULT_MAX_FRAME  # of pickles, in several frames
         self.forked = False
         self._buffer = b""
         self._start = 0
@@ -720,6 +723,8 @@ class Runner:
             payload = None  # a large frame is not kept while the worker is idle
             try:
                 payload = read_frame()
+                if payload is not None and payload[0] == PICKLE_PART and self._callables is not None:
+                    payload = self._callables.gather(payload)
             except FramingError as error:
                 self._bad_frame(None, str(error))
                 return 2
@@ -951,6 +956,10 @@ class Runner:
         if type(max_frame) is not int or max_frame < 1:
             raise bad_args("ping: protocol.max_frame must be an integer >= 1")
         self.stream.max_frame = min(max_frame, LARGEST_MAX_FRAME)
+        max_message = offer.get("max_message", self.stream.max_frame)
+        if type(max_message) is not int or max_message < 1:
+            raise bad_args("ping: protocol.max_message must be an integer >= 1")
+        self.stream.max_message = max_message
         own = set(CAPABILITIES)
         if self.stream.claim_fd is None:
             own.remove("claim")
@@ -1153,6 +1162,8 @@ class Callables:
             Refused: ``initializer_error`` wraps what the preparation or the initializer raised.
         """
         payload = self._stream.read_frame()
+        if payload is not None and payload[0] == PICKLE_PART:
+            payload = self.gather(payload)
         if payload is None or payload[0] != PICKLE_START:
             raise FramingError("a preparation frame was due")
         try:
@@ -1174,6 +1185,16 @@ class Callables:
             if self._stream.forked:
                 raise
             raise InitializerFailed(error) from None
+
+    def gather(self, payload):
+        """Return the whole of a pickle in several frames, of which ``payload`` is the first."""
+        whole = bytearray(memoryview(payload)[1:])
+        while payload[0] == PICKLE_PART:
+            payload = self._stream.read_frame()
+            if payload is None or payload[0] not in (PICKLE_PART, PICKLE_END):
+                raise FramingError("the rest of a pickle was due")
+            whole += memoryview(payload)[1:]
+        return whole
 
     def serve(self, payload):
         view = memoryview(payload)
@@ -1240,11 +1261,21 @@ class Callables:
 
     def _send(self, request_id, kind, body):
         header = self._dumps((request_id, kind), 5)
-        size, limit = len(header) + len(body), self._stream.max_frame
+        size, limit = len(header) + len(body), self._stream.max_message
         if size > limit:
             header = self._dumps((request_id, "too_large"), 5)
             body = self._dumps({"size": size, "limit": limit}, 5)
-        self._stream.write_frame(header, body)
+        room = self._stream.max_frame
+        if len(header) + len(body) <= room:
+            self._stream.write_frame(header, body)
+            return
+        room -= 1
+        view, done = memoryview(body), room - len(header)
+        self._stream.write_frame(bytes((PICKLE_PART,)), header, view[:done])
+        while len(view) - done > room:
+            self._stream.write_frame(bytes((PICKLE_PART,)), view[done : done + room])
+            done += room
+        self._stream.write_frame(bytes((PICKLE_END,)), view[done:])
 
 
 class InitializerFailed(Exception):

@@ -28,8 +28,8 @@ def file_stats(root: str, path: str) -> dict[str, Any]:
         path: Relative to it, with slashes.
 
     Returns:
-        ``{"path", "package", "lines", "functions", "classes", "longest": [name, lines] or None, "error": None}``;
-        a file that does not parse has no functions and an ``error``.
+        ``{"path", "package", "lines", "functions", "classes", "longest": [name, lines] or None, "error"}``;
+        a file that does not parse has no functions, and an ``error`` that is not None.
     """
     with open(os.path.join(root, path), "rb") as file:
         source = file.read()

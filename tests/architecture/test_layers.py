@@ -22,14 +22,19 @@ PURE_PARTS = (
     "_workers",
 )
 
+# The parts of the watchdog, lowest first.
+WATCHDOG_PARTS = ("_spawn", "_stderr", "_ward", "_sweep", "_custody")
+
 LAYERS: dict[int, tuple[str, ...]] = {
-    0: ("errors", "_clock", "telemetry", "_inbox"),
+    0: ("errors", "_clock", "telemetry", "_inbox", "_procfs", "_held_fds", "_reports"),
     1: (
         "_wire",
         "_values",
         "_bridges",
         "_process",
         "_guardian",
+        "_guardian_main",
+        "_memory",
         "sessions",
         "_callables",
         "_session_records",
@@ -37,7 +42,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
         "_session_backends",
         "_session_sqlite",
     ),
-    2: ("adapters", "_channel", "_model", "_watchdog", "programs"),
+    2: ("adapters", "_channel", "_model", "_watchdog", *WATCHDOG_PARTS, "programs"),
     3: ("config", "_scheduler", *PURE_PARTS, "_future", "_launch", "_ledger", "_link"),
     4: ("_manager",),
     5: ("executor",),
@@ -47,6 +52,10 @@ LAYERS: dict[int, tuple[str, ...]] = {
 # What a module may use of its own layer.
 BESIDE: dict[str, tuple[str, ...]] = {
     "_wire": ("_values",),
+    "_ward": ("_stderr",),
+    "_sweep": ("_ward",),
+    "_custody": ("_spawn", "_stderr", "_sweep", "_ward"),
+    "_watchdog": ("_custody", "_spawn"),
     "_link": ("config",),
     "_session_backends": ("_session_locks", "_session_records"),
     "_session_sqlite": ("_session_backends", "_session_locks", "_session_records"),

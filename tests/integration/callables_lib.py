@@ -290,15 +290,13 @@ def remembered() -> tuple[Any, ...]:
 
 
 def use_shared(path: str) -> int:
-    """Take the shared lock, report at a gate, wait there, count in the shared value, put on the queue."""
-    lock, queue, semaphore, value = _given
+    """Take the shared lock, report at a gate, wait there; then release the semaphore, put the pid on the queue."""
+    lock, queue, semaphore = _given
     with lock:
         pass_gate(path)
-        value.value += 1
-        count = value.value
     semaphore.release()
-    queue.put((os.getpid(), count))
-    return int(count)
+    queue.put(os.getpid())
+    return os.getpid()
 
 
 def fail_to_initialize() -> None:

@@ -17,8 +17,9 @@ from integration.workers.pools import (
     saboteur_pool,
 )
 
-from leaks import wait_until
 from snakepit import PoolBroken, ProtocolError, WorkerDied, WorkerStartError
+
+from leaks import wait_until
 
 
 @pytest.mark.parametrize("level", [0, 1])

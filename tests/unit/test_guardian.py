@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import select
@@ -14,7 +13,8 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from snakepit import _guardian
-from snakepit._guardian import Guardian, process_record, process_start
+from snakepit._guardian import GUARDIAN, Guardian
+from snakepit._procfs import process_record, process_start, run_token
 
 from leaks import wait_until
 
@@ -63,7 +63,7 @@ def die(guardian: Guardian) -> None:
 
 def is_running(pid: int) -> bool:
     record = process_record(pid)
-    return record is not None and record[1] != "Z"
+    return record is not None and not record.ended
 
 
 def test_ends_the_listed_groups_at_end_of_file(guardian: Guardian, sleeper: Starter) -> None:
@@ -281,49 +281,19 @@ def test_keeps_nothing_of_the_hosts_open_and_no_token(
     assert guardian.pid is not None
     links = {fd: os.readlink(f"/proc/{guardian.pid}/fd/{fd}") for fd in (1, 2)}
     assert {1: os.devnull, 2: os.devnull} == links
-    assert "" == _guardian.run_token(guardian.pid)
+    assert "" == run_token(guardian.pid)
 
 
 def test_a_forked_child_does_not_hold_the_lifeline() -> None:
     """The host's own guardian sees the end of its host although a forked sibling lives on."""
-    host = Guardian  # the module's instance closes its lifeline in forked children
-    _guardian.GUARDIAN.acquire("run")
-    lifeline = _guardian.GUARDIAN._lifeline
-    assert lifeline is not None
-    fd = lifeline.fileno()
+    GUARDIAN.acquire("run")
+    assert GUARDIAN._helper is not None
+    fd = GUARDIAN._helper.lifeline.fileno()
 
     pid = os.fork()
     if pid == 0:
-        os._exit(int(os.path.exists(f"/proc/self/fd/{fd}") or _guardian.GUARDIAN.pid is not None))
+        os._exit(int(os.path.exists(f"/proc/self/fd/{fd}") or GUARDIAN.pid is not None))
 
     assert 0 == os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    assert isinstance(_guardian.GUARDIAN, host)
-    _guardian.GUARDIAN.release("run")
-
-
-def test_kill_verified_wants_the_right_start_time(sleeper: Starter) -> None:
-    """Only the process with the known start time is killed."""
-    process = sleeper()
-    start = process_start(process.pid)
-
-    wrong = _guardian.kill_verified(process.pid, start + 1)
-    right = _guardian.kill_verified(process.pid, start)
-
-    assert (False, True) == (wrong, right)
-    assert -signal.SIGKILL == process.wait(WAIT_S)
-    assert not _guardian.kill_verified(process.pid, start)
-    assert not _guardian.kill_verified(1, process_start(1))
-
-
-def test_a_zombie_is_not_in_the_table(sleeper: Starter) -> None:
-    """A process that has ended and is not reaped does not count as alive."""
-    process = sleeper()
-    before = {record[0] for record in _guardian.process_table() or ()}
-    os.kill(process.pid, signal.SIGKILL)
-    with contextlib.suppress(ChildProcessError):
-        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
-
-    after = {record[0] for record in _guardian.process_table() or ()}
-
-    assert process.pid in before
-    assert process.pid not in after
+    assert GUARDIAN.pid is not None
+    GUARDIAN.release("run")

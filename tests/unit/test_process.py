@@ -13,8 +13,10 @@ from pathlib import Path
 import attrs
 import pytest
 
-from snakepit import _guardian, _process
-from snakepit._process import ChildProcess, ExitStatus, SpawnSpec, StderrRecord, escape
+from snakepit import _held_fds, _spawn
+from snakepit._process import ChildProcess, ExitStatus
+from snakepit._procfs import process_table
+from snakepit._spawn import SpawnSpec, find_setpriv, start_process
 from snakepit.errors import InternalError
 
 from leaks import wait_until
@@ -40,7 +42,7 @@ def read_all(fd: int) -> bytes:
 def finish(child: ChildProcess) -> ExitStatus:
     """Wait for the exit, reap and close."""
     wait_until(child.exited, WAIT_S, "the exit")
-    child.kill_remaining()
+    child.kill_group()
     status = child.poll()
     child.close()
     assert status is not None
@@ -49,7 +51,7 @@ def finish(child: ChildProcess) -> ExitStatus:
 
 def test_level_0_has_its_frames_on_stdin_and_stdout() -> None:
     """A level-0 child reads requests from fd 0 and answers on fd 1."""
-    child = ChildProcess.start(sh("cat; echo oops >&2; exit 3"))
+    child = start_process(sh("cat; echo oops >&2; exit 3"))
     assert child.channel is not None
 
     os.write(child.channel.request_fd, b"frame")
@@ -75,7 +77,7 @@ print("printed", flush=True)
 os.write(write, os.read(read, 100) + os.read(claim, 100) + str(os.get_blocking(claim)).encode())
 """
     spec = SpawnSpec((sys.executable, "-c", script), {**os.environ, "SNAKEPIT_FDS": "stale"})
-    child = ChildProcess.start(spec)
+    child = start_process(spec)
     fds = child.release_channel_fds()
     assert fds.claim_write_fd is not None
 
@@ -93,7 +95,7 @@ os.write(write, os.read(read, 100) + os.read(claim, 100) + str(os.get_blocking(c
 
 def test_inherited_output_goes_to_the_hosts_stdout(capfd: pytest.CaptureFixture[str]) -> None:
     """With output="inherit", fd 1 of a level-1 child is the host's."""
-    child = ChildProcess.start(sh("echo printed", level=1, output="inherit"))
+    child = start_process(sh("echo printed", level=1, output="inherit"))
 
     status = finish(child)
 
@@ -104,7 +106,7 @@ def test_inherited_output_goes_to_the_hosts_stdout(capfd: pytest.CaptureFixture[
 def test_level_0_drops_inherited_frame_variables() -> None:
     """A level-0 child of a host that is itself a worker does not see the host's own frame descriptors."""
     env = {**os.environ, "SNAKEPIT_FDS": "7,8", "SNAKEPIT_CLAIM_FD": "9"}
-    child = ChildProcess.start(sh('echo "${SNAKEPIT_FDS-none}${SNAKEPIT_CLAIM_FD-none}"', env=env))
+    child = start_process(sh('echo "${SNAKEPIT_FDS-none}${SNAKEPIT_CLAIM_FD-none}"', env=env))
     assert child.channel is not None
 
     assert b"nonenone\n" == read_all(child.channel.reply_fd)
@@ -117,7 +119,7 @@ def test_extra_descriptors_reach_the_child(tmp_path: Path) -> None:
     with (tmp_path / "note").open("w+") as note:
         fd = note.fileno()
         argv = (sys.executable, "-c", f"import os; os.write({fd}, b'note')")
-        child = ChildProcess.start(SpawnSpec(argv, dict(os.environ), pass_fds=(fd,)))
+        child = start_process(SpawnSpec(argv, dict(os.environ), pass_fds=(fd,)))
 
         status = finish(child)
 
@@ -132,10 +134,10 @@ def test_a_host_without_standard_streams_can_still_spawn() -> None:
 import os, sys
 sys.path.insert(0, sys.argv[1])
 report = os.dup(1)
-from snakepit._process import ChildProcess, SpawnSpec
+from snakepit._spawn import SpawnSpec, start_process
 for fd in (0, 1, 2):
     os.close(fd)
-child = ChildProcess.start(SpawnSpec(("sh", "-c", 'echo $SNAKEPIT_FDS; exit 4'), dict(os.environ)))
+child = start_process(SpawnSpec(("sh", "-c", 'echo $SNAKEPIT_FDS; exit 4'), dict(os.environ)))
 numbers = [*(fd for fd in (child.channel.request_fd, child.channel.reply_fd)), child.stderr_fd]
 while not child.exited(): pass
 os.write(report, f"{min(numbers) > 2} {child.poll()}".encode())
@@ -167,9 +169,9 @@ def test_what_cannot_start_raises_here(
     spec = attrs.evolve(SpawnSpec(argv, dict(os.environ)), **changes)
 
     with pytest.raises(error):
-        ChildProcess.start(spec)
+        start_process(spec)
 
-    assert set() == _process._held
+    assert set() == _held_fds._held
 
 
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.EAGAIN, errno.ENOMEM])
@@ -189,7 +191,7 @@ def test_a_failure_at_any_step_leaves_nothing(
     def fail(*args: object, **kwargs: object) -> int:
         raise OSError(errno.EMFILE if place == "pidfd" else number, "injected")
 
-    _process._setpriv()
+    find_setpriv()
     targets = {
         "pipe": (os, "pipe", pipe),
         "fork": (subprocess, "Popen", fail),
@@ -198,16 +200,16 @@ def test_a_failure_at_any_step_leaves_nothing(
     monkeypatch.setattr(*targets[place])
 
     with pytest.raises(OSError):
-        ChildProcess.start(sh("exec sleep 60"))
+        start_process(sh("exec sleep 60"))
 
-    assert set() == _process._held
+    assert set() == _held_fds._held
 
 
 @pytest.mark.parametrize("use_pidfd", [True, False])
 def test_group_is_its_own_and_is_signalled_as_one(monkeypatch: pytest.MonkeyPatch, use_pidfd: bool) -> None:
     """A signal reaches the grandchild too, and the child is the leader of a session of its own."""
-    monkeypatch.setattr(_process, "USE_PIDFD", use_pidfd)
-    child = ChildProcess.start(sh("sleep 60 & echo $!; wait"))
+    monkeypatch.setattr(_spawn, "USE_PIDFD", use_pidfd)
+    child = start_process(sh("sleep 60 & echo $!; wait"))
     assert child.channel is not None
     assert select.select([child.channel.reply_fd], [], [], WAIT_S)[0]
     grandchild = int(os.read(child.channel.reply_fd, 100))
@@ -219,7 +221,7 @@ def test_group_is_its_own_and_is_signalled_as_one(monkeypatch: pytest.MonkeyPatc
     assert sent
     assert ExitStatus(signal=signal.SIGTERM) == finish(child)
     wait_until(
-        lambda: grandchild not in {record[0] for record in _guardian.process_table() or ()},
+        lambda: grandchild not in {record.pid for record in process_table() or ()},
         WAIT_S,
         "the end of the grandchild",
     )
@@ -227,7 +229,7 @@ def test_group_is_its_own_and_is_signalled_as_one(monkeypatch: pytest.MonkeyPatc
 
 def test_no_signal_after_the_reap(monkeypatch: pytest.MonkeyPatch) -> None:
     """Once reaped, the pid may be anybody's: nothing is sent to it."""
-    child = ChildProcess.start(sh("exit 0"))
+    child = start_process(sh("exit 0"))
     finish(child)
     sent: list[int] = []
     monkeypatch.setattr(os, "killpg", lambda pgid, number: sent.append(number))
@@ -239,7 +241,7 @@ def test_no_signal_after_the_reap(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_reaped_by_somebody_else(monkeypatch: pytest.MonkeyPatch) -> None:
     """A child whose exit status somebody else took has none, and gets no signal."""
-    child = ChildProcess.start(sh("exit 0"))
+    child = start_process(sh("exit 0"))
     os.waitpid(child.pid, 0)
     sent: list[int] = []
     monkeypatch.setattr(os, "killpg", lambda pgid, number: sent.append(number))
@@ -254,7 +256,7 @@ def test_reaped_by_somebody_else(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_refuses_to_signal_a_group_that_is_not_the_childs(monkeypatch: pytest.MonkeyPatch) -> None:
     """A group number that is not the child's pid is a bug, and nothing is sent."""
-    child = ChildProcess.start(sh("cat"))
+    child = start_process(sh("cat"))
     sent: list[int] = []
     with monkeypatch.context() as patch:
         # Never the real one: should the guard be missing, group 1 is every process there is.
@@ -278,7 +280,7 @@ def test_a_program_that_does_not_run_says_so_on_stderr(tmp_path: Path) -> None:
     script.chmod(0o755)
 
     try:
-        child = ChildProcess.start(SpawnSpec((str(script),), dict(os.environ)))
+        child = start_process(SpawnSpec((str(script),), dict(os.environ)))
     except OSError as error:
         assert errno.ENOENT == error.errno
         return
@@ -294,17 +296,17 @@ def test_busybox_like_setpriv_is_not_used(monkeypatch: pytest.MonkeyPatch, tmp_p
     fake.write_text("#!/bin/sh\nexit 1\n")
     fake.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    _process._setpriv.cache_clear()
+    find_setpriv.cache_clear()
 
-    found = _process._setpriv()
+    found = find_setpriv()
 
-    _process._setpriv.cache_clear()
+    find_setpriv.cache_clear()
     assert found is None
 
 
 def test_descriptors_can_be_released_once() -> None:
     """The channel's descriptors have one owner; a second release is a bug."""
-    child = ChildProcess.start(sh("exit 0"))
+    child = start_process(sh("exit 0"))
     for fd in attrs.astuple(child.release_channel_fds()):
         if fd is not None:
             os.close(fd)
@@ -317,7 +319,7 @@ def test_descriptors_can_be_released_once() -> None:
 
 def test_a_forked_child_keeps_none_of_the_descriptors() -> None:
     """A fork of the host closes its copies, so that it holds no worker's pipe open."""
-    child = ChildProcess.start(sh("cat"))
+    child = start_process(sh("cat"))
     assert child.channel is not None
     fds = [fd for fd in (*attrs.astuple(child.channel), child.stderr_fd, child.exit_fd) if fd is not None]
 
@@ -335,77 +337,3 @@ def test_secrets_are_not_in_the_repr() -> None:
     spec = SpawnSpec(("sh",), {"TOKEN": "secret"})
 
     assert "secret" not in repr(spec)
-
-
-def test_escape_shows_control_characters() -> None:
-    """Control characters and undecodable bytes become visible text."""
-    raw = "a\x1b[31m\n\té\x85\u2028".encode() + b"\xff"
-
-    assert "a\\x1b[31m\\x0a\\x09é\\x85\\u2028\\xff" == escape(raw)
-    assert "a\\x1b[31m\n\té\\x85\\u2028\\xff" == escape(raw, keep_layout=True)
-
-
-def test_tail_keeps_the_last_bytes_and_whole_characters() -> None:
-    """The tail is bounded and does not begin in the middle of a character."""
-    record = StderrRecord("w", 5, None)
-
-    record.feed("abcédé".encode())
-
-    assert "dé" == record.tail[-2:]
-    assert len(record.tail.encode()) <= 5
-    assert "\\x" not in record.tail
-
-
-def test_no_tail_is_kept_of_nothing() -> None:
-    """With 0 bytes nothing is kept."""
-    record = StderrRecord("w", 0, None)
-
-    record.feed(b"abc")
-
-    assert "" == record.tail
-
-
-def test_lines_are_logged_whole_and_cut(caplog: pytest.LogCaptureFixture) -> None:
-    """Lines are put together from pieces, escaped, cut when too long; the last needs no newline."""
-    import logging
-
-    caplog.set_level(logging.INFO, "snakepit.worker")
-    record = StderrRecord("w1", 10, logging.getLogger("snakepit.worker"))
-
-    for piece in (b"on", b"e\r\ntw\x07o\n", b"x" * 20_000, b"y\nend"):
-        record.feed(piece)
-    record.close()
-
-    one, two, long, end = caplog.messages
-    assert ("[w1] one", "[w1] tw\\x07o", "[w1] end") == (one, two, end)
-    assert "[w1] " + "x" * _process._MAX_LINE_BYTES + " ... [cut]" == long
-
-
-def test_a_raising_log_handler_does_no_harm() -> None:
-    """What a user's log handler raises stays with it."""
-    import logging
-
-    class Raising(logging.Handler):
-        def handle(self, record: logging.LogRecord) -> bool:
-            raise RuntimeError("handler")
-
-    logger = logging.Logger("apart", logging.INFO)
-    logger.addHandler(Raising())
-    record = StderrRecord("w1", 10, logger)
-
-    record.feed(b"line\n")
-
-    assert "line\n" == record.tail
-
-
-def test_writing_takes_only_what_fits() -> None:
-    """A full pipe does not block the writer."""
-    read, write = os.pipe()
-
-    written = _process.write_ready(write, memoryview(bytes(1 << 20)))
-
-    assert 0 < written < 1 << 20
-    os.close(read)
-    with pytest.raises(OSError):
-        _process.write_ready(write, memoryview(b"x"))
-    os.close(write)

@@ -19,17 +19,12 @@ from typing import Any, TypeVar
 import attrs
 import pytest
 
-from snakepit import _guardian, _process, _watchdog
-from snakepit._guardian import GUARDIAN, process_record
-from snakepit._process import (
-    ChildProcess,
-    Exited,
-    RssMeasured,
-    Spawned,
-    SpawnFailed,
-    SpawnSpec,
-    WatchdogFailed,
-)
+from snakepit import _process, _procfs, _spawn, _stderr, _ward
+from snakepit._guardian import GUARDIAN
+from snakepit._process import ChildProcess
+from snakepit._procfs import process_record
+from snakepit._reports import Exited, RssMeasured, Spawned, SpawnFailed, WatchdogFailed
+from snakepit._spawn import SpawnSpec, find_setpriv, start_process
 from snakepit._watchdog import Watchdog
 
 from leaks import wait_until
@@ -114,7 +109,7 @@ def pool(make_pool: Callable[..., Pool]) -> Pool:
 
 def is_running(pid: int) -> bool:
     record = process_record(pid)
-    return record is not None and record[1] != "Z"
+    return record is not None and not record.ended
 
 
 # Exits -----------------------------------------------------------------------------------------------
@@ -323,10 +318,10 @@ def test_survivors_are_reported(
     make_pool: Callable[..., Pool], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A process that SIGKILL does not end is reported after a bound, and the watchdog can stop."""
-    monkeypatch.setattr(_watchdog, "KILL_LIMIT_S", 0.1)
+    monkeypatch.setattr(_ward, "KILL_LIMIT_S", 0.1)
 
     def unkillable(spec: SpawnSpec) -> ChildProcess:
-        child = ChildProcess.start(spec)
+        child = start_process(spec)
         child.signal_group = lambda number: True  # type: ignore[method-assign]
         return child
 
@@ -349,7 +344,7 @@ def test_survivors_are_reported(
 
 def test_without_pidfds(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where there are no pidfds, exits are found by looking."""
-    monkeypatch.setattr(_process, "USE_PIDFD", False)
+    monkeypatch.setattr(_spawn, "USE_PIDFD", False)
     pool.spawn("w1", sh("sleep 60 & echo $!; read line; exit 4"))
     grandchild = int(pool.line("w1"))
 
@@ -363,7 +358,7 @@ def test_without_proc(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where there is no /proc, the group is still ended and the exit reported; psutil measures."""
     pool.spawn("w0", sh("exit 0"))  # and with it the guardian, which is told when its host started
     pool.next(Exited)
-    monkeypatch.setattr(_guardian, "PROC", "/nonexistent")
+    monkeypatch.setattr(_procfs, "PROC", "/nonexistent")
     pool.spawn("w1", sh("sleep 60 & echo $!; exec sleep 60"))
     grandchild = int(pool.line("w1"))
     pool.watchdog.set_rss_probe(0.01)
@@ -394,7 +389,7 @@ def test_a_failed_spawn_is_an_event(make_pool: Callable[..., Pool], number: int)
     def spawner(spec: SpawnSpec) -> ChildProcess:
         if failures:
             raise failures.pop()
-        return ChildProcess.start(spec)
+        return start_process(spec)
 
     pool = make_pool(spawner=spawner)
     pool.watchdog.spawn("w1", sh("exit 0"))
@@ -553,12 +548,12 @@ def test_a_stuck_host_stderr_stops_no_duty_and_loses_nothing(pool: Pool) -> None
         pool.watchdog.condemn("w1", grace_s=0)
 
         assert signal.SIGTERM == pool.next(Exited).signal
-        held = pool.watchdog._forwarder.held
-        wait_until(lambda: len(held) > _watchdog._HELD_LIMIT_BYTES, WAIT_S, "the pause")
+        held = pool.watchdog._custody.stderr.held
+        wait_until(lambda: len(held) > _stderr.HELD_LIMIT_BYTES, WAIT_S, "the pause")
         for number in range(5):
             pool.spawn(f"turn {number}", sh("exit 0"))
             pool.next(Exited)
-        assert len(held) <= _watchdog._HELD_LIMIT_BYTES + _process.READ_BYTES
+        assert len(held) <= _stderr.HELD_LIMIT_BYTES + _stderr.READ_BYTES
         count = 0
         while count < 3_000_000:
             assert select.select([read], [], [], WAIT_S)[0], f"only {count} bytes arrived"
@@ -629,13 +624,14 @@ def test_the_guardian_leaves_with_the_last_pool(make_pool: Callable[..., Pool]) 
 
 
 HOST = """
-import os, queue, signal, subprocess, sys, time
+import os, queue, signal, subprocess, sys
 sys.path.insert(0, sys.argv[1])
-from snakepit import _process
-from snakepit._process import Spawned, SpawnSpec
+from snakepit import _spawn
+from snakepit._reports import Spawned
+from snakepit._spawn import SpawnSpec
 from snakepit._watchdog import Watchdog
 if "no-parent-death-signal" in sys.argv:
-    _process._setpriv = lambda: None
+    _spawn.find_setpriv = lambda: None
 events = queue.SimpleQueue()
 watchdog = Watchdog("host", events.put, kill_grace_s=1, stderr_tail_bytes=10)
 watchdog.start()
@@ -658,11 +654,11 @@ if "forked-sibling" in sys.argv and os.fork() == 0:
     os._exit(0)
 from snakepit._guardian import GUARDIAN
 if "leaked-lifeline" in sys.argv:
-    subprocess.Popen(["cat"], stdout=subprocess.DEVNULL, pass_fds=(GUARDIAN._lifeline.fileno(),))
+    subprocess.Popen(["cat"], stdout=subprocess.DEVNULL, pass_fds=(GUARDIAN._helper.lifeline.fileno(),))
 print(GUARDIAN.pid, *pids, flush=True)
 if "exit" in sys.argv:
     os._exit(3)
-time.sleep(1000)
+signal.pause()
 """
 
 
@@ -701,7 +697,7 @@ def test_a_killed_host_leaves_nothing(options: tuple[str, ...]) -> None:
 
 def test_the_parent_death_signal_is_a_second_line() -> None:
     """With the guardian stopped, a killed host's workers end all the same; the guardian does the rest."""
-    if _process._setpriv() is None:
+    if find_setpriv() is None:
         return  # this system has only the first line
     host = subprocess.Popen([sys.executable, "-c", HOST, ROOT], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert host.stdout is not None
@@ -845,8 +841,9 @@ def test_a_forked_child_has_none_of_it(pool: Pool) -> None:
     """In a fork of the host the watchdog's and guardian's descriptors are closed and its methods harmless."""
     pool.spawn("w1", sh("read line"))
     watchdog = pool.watchdog
-    ward = watchdog._wards["w1"]
-    fds = [*(watchdog._wake_fds or ()), watchdog._guardian_fd, ward.child.exit_fd, ward.child.stderr_fd]
+    assert watchdog._inbox is not None
+    child = watchdog._custody.wards["w1"].child
+    fds = [watchdog._inbox.fd, watchdog._guardian_fd, child.exit_fd, child.stderr_fd]
 
     pid = os.fork()
     if pid == 0:

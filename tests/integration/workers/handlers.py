@@ -4,8 +4,9 @@ import os
 import signal
 import sys
 
-from gates import pass_gate
 from snakepit_bridge import command, context, on_start
+
+from gates import pass_gate
 
 
 @on_start

@@ -12,8 +12,9 @@ from typing import Any
 import attrs
 import psutil
 
-import gates
 from snakepit import CommandAdapter, PoolConfig, PythonAdapter, SnakepitExecutor, telemetry
+
+import gates
 
 FOLDER = Path(__file__).resolve().parent
 HANDLERS = str(FOLDER / "handlers.py")

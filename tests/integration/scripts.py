@@ -1,0 +1,65 @@
+"""Runs small host programs as processes of their own, for what ends a host or depends on its ``__main__``."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+__all__ = ("BOUND_S", "gone", "run", "start", "text_of")
+
+BOUND_S = 30.0
+"""Seconds a host program may take in all; arbitrary, far above what one takes on a busy machine."""
+
+_TESTS = Path(__file__).resolve().parents[1]
+
+
+def _environment() -> dict[str, str]:
+    paths = [str(_TESTS.parent), str(_TESTS), os.environ.get("PYTHONPATH", "")]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in paths if path)}
+
+
+def start(directory: Path, source: str, *args: object, **options: Any) -> subprocess.Popen[str]:
+    """Start a host program, written to a file so that its functions are those of a real ``__main__``.
+
+    Args:
+        directory: Where the file is written.
+        source: The program.
+        args: Its command line.
+        options: For ``Popen``; pipes by default.
+    """
+    path = directory / "program.py"
+    path.write_text(source)
+    options = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
+    return subprocess.Popen(
+        (sys.executable, str(path), *map(str, args)), env=_environment(), text=True, **options
+    )
+
+
+def run(directory: Path, source: str, *args: object, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run a host program to its end; it must come within ``BOUND_S``."""
+    process = start(directory, source, *args, **options)
+    try:
+        out, err = process.communicate(timeout=BOUND_S)
+    except BaseException:
+        process.kill()
+        process.communicate()
+        raise
+    return subprocess.CompletedProcess(process.args, process.returncode, out or "", err or "")
+
+
+def text_of(done: subprocess.CompletedProcess[str]) -> tuple[int, str, str]:
+    """Return status, output and errors, to be compared in one assertion."""
+    return done.returncode, done.stdout, done.stderr
+
+
+def gone(pid: int) -> bool:
+    """Return whether no such process exists; a zombie is none."""
+    try:
+        return bool(psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return True

@@ -1,0 +1,162 @@
+"""Frames over two pipes, without ever waiting: what does not fit stays, what is there is read."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import pytest
+
+from snakepit._channel import Channel
+
+
+class Pair(NamedTuple):
+    """A channel and the worker's ends of its pipes."""
+
+    channel: Channel
+    requests: int
+    replies: int
+    claims: int
+
+
+@pytest.fixture
+def pair() -> Iterator[Pair]:
+    """Return a channel over real pipes; all is closed after the test."""
+    request_read, request_write = os.pipe()
+    reply_read, reply_write = os.pipe()
+    claim_read, claim_write = os.pipe()
+    own_claim = os.dup(claim_read)
+    for fd in (request_write, reply_read, own_claim, claim_read):
+        os.set_blocking(fd, False)
+    channel = Channel(request_write, reply_read, own_claim, claim_write)
+    made = Pair(channel, request_read, reply_write, claim_read)
+    yield made
+    channel.close()
+    for fd in made[1:]:
+        try:
+            os.close(fd)
+        except OSError:
+            continue
+
+
+def read_all(pair: Pair, size: int) -> bytes:
+    """Read the worker's end while the host flushes; neither waits for the other."""
+    data = b""
+    while len(data) < size:
+        data += os.read(pair.requests, 1 << 16)
+        pair.channel.flush()
+    return data
+
+
+def test_small_and_large_writes_arrive_in_order(pair: Pair) -> None:
+    """What the pipe does not take waits, and later sends go behind it."""
+    buffers = [b"a" * 10, b"b" * 300_000, b"c"]
+
+    pair.channel.send(buffers[:1])
+    assert not pair.channel.wants_write
+    pair.channel.send(buffers[1:2])
+    assert pair.channel.wants_write
+    pair.channel.send(buffers[2:])
+
+    expected = b"".join(buffers)
+    assert expected == read_all(pair, len(expected))
+    assert not pair.channel.wants_write
+
+
+def test_more_buffers_than_one_call_takes(pair: Pair) -> None:
+    """Thousands of small buffers go out whole."""
+    buffers = [b"%d," % n for n in range(30_000)]
+
+    pair.channel.send(buffers)
+
+    expected = b"".join(buffers)
+    assert expected == read_all(pair, len(expected))
+
+
+def test_a_full_pipe_does_not_block(pair: Pair) -> None:
+    """Nobody reads: send and flush return at once, and nothing is lost."""
+    for _ in range(50):
+        pair.channel.send([b"x" * 10_000])
+        pair.channel.flush()
+
+    assert pair.channel.wants_write
+    assert b"x" * 500_000 == read_all(pair, 500_000)
+
+
+@pytest.mark.parametrize("buffers", [[b"one"], [b"one", b"two"]])
+def test_a_pipe_without_a_reader_closes_the_requests(pair: Pair, buffers: list[bytes]) -> None:
+    """EPIPE is no exception: the request pipe is closed and later sends are dropped."""
+    os.close(pair.requests)
+
+    pair.channel.send(buffers)
+    pair.channel.send(buffers)
+
+    assert pair.channel.request_fd is None
+    assert not pair.channel.wants_write
+
+
+def test_epipe_while_flushing(pair: Pair) -> None:
+    """A reader that goes away in the middle ends the waiting rest."""
+    pair.channel.send([b"x" * 200_000])
+    os.close(pair.requests)
+
+    pair.channel.flush()
+
+    assert (None, False) == (pair.channel.request_fd, pair.channel.wants_write)
+
+
+def test_receive_returns_what_is_there(pair: Pair) -> None:
+    """Nothing, something, and the end of the stream are told apart."""
+    assert b"" == pair.channel.receive()
+    assert not pair.channel.closed_by_worker
+
+    os.write(pair.replies, b"reply")
+    assert b"reply" == pair.channel.receive()
+
+    os.write(pair.replies, b"last")
+    os.close(pair.replies)
+    assert b"last" == pair.channel.receive() + pair.channel.receive()
+    assert pair.channel.closed_by_worker
+
+
+def test_drain_reads_until_empty_although_others_hold_the_pipe(pair: Pair) -> None:
+    """What is left is read although the write end is still open somewhere."""
+    os.write(pair.replies, b"x" * 60_000)
+
+    assert b"x" * 60_000 == pair.channel.drain()
+    assert b"" == pair.channel.drain()
+
+
+def test_drain_ends_although_somebody_goes_on_writing(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A descendant that floods the pipe of a dead worker cannot hold the manager."""
+    monkeypatch.setattr(os, "read", lambda fd, size: b"y" * size)
+
+    data = pair.channel.drain()
+
+    assert len(data) < 16 << 20
+
+
+def test_claims_are_taken_once(pair: Pair) -> None:
+    """Each token is the worker's or the host's, whoever reads it first."""
+    pair.channel.grant(5)
+
+    assert b"xx" == os.read(pair.claims, 2)
+    assert 2 == pair.channel.take_back(2)
+    assert 1 == pair.channel.take_back(10)
+    assert (0, 0) == (pair.channel.take_back(10), pair.channel.take_back(0))
+
+
+def test_without_claims() -> None:
+    """A level 0 worker has no claim pipe: nothing is granted, nothing taken back."""
+    request_read, request_write = os.pipe()
+    reply_read, reply_write = os.pipe()
+    channel = Channel(request_write, reply_read)
+
+    channel.grant(3)
+
+    assert (False, 0) == (channel.has_claims, channel.take_back(3))
+    channel.close()
+    channel.close()
+    os.close(request_read)
+    os.close(reply_write)
