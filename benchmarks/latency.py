@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import peers
+from support import peers
 
 
 def main() -> None:

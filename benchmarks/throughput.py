@@ -9,7 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import wait
 from typing import Any
 
-import peers
+from support import peers
 
 
 def flood(submit: Callable[[], Any], tasks: int) -> float:

@@ -69,6 +69,8 @@ class CallOptions:
                 f" a command takes {', '.join(sorted(COMMAND_KEYWORDS))}, and its arguments in one value"
             )
         session = given.get("session")
+        if session is not None and self.session is not None and session != self.session:
+            raise TypeError(f"this view belongs to session {self.session!r}; use the executor for {session!r}")
         timeout = given.get("timeout", INHERIT)
         priority = given.get("priority", self.priority)
         if type(priority) is not int:

@@ -121,7 +121,8 @@ class Dispatcher:
         """Put claimed requests into a worker's pipe; an idle worker becomes busy (or is being checked)."""
         board = self._board
         for request in requests:
-            board.timers.clear(request)
+            if request.timer is not None:
+                board.timers.clear(request)
             request.state = RequestState.SENT
             request.worker = worker
             request.sent_at = board.now
@@ -258,7 +259,6 @@ class Dispatcher:
         """Take the oldest request, which was answered, out of a worker's pipe."""
         board = self._board
         request = worker.sent.popleft()
-        board.timers.clear(request)
         worker.recalling = False
         if request.kind is RequestKind.USER:
             worker.requests += request.weight

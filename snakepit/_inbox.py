@@ -20,13 +20,16 @@ class Inbox:
         lock: Protects the queue and whatever its owner ties to the same instant (admission, counters).
     """
 
-    # LOCK: `lock` protects `_items`, `_asleep`, `_waking` and the ledger; it does not nest and is never held
-    # while calling out.  The wake-up is written after its release: the owner wakes at once and wants the lock.
+    # LOCK: `lock` protects `_items`, `_asleep`, `_waking` and the ledger; it is never held while calling out.
+    # The wake-up is written after its release: the owner wakes at once and wants the lock.
+    # RACE: 1. a thread holds the lock and allocates, 2. the collector finds an executor in a cycle there,
+    # 3. its finalizer closes the pool, on the same thread.  Hence reentrant
+    # (tests/integration/test_gc_and_exit.py::test_executor_collected_while_its_lock_is_held).
     # INVARIANT: `_asleep` is True only between `may_sleep` and the next post or `drain`; so a burst of
     # posts makes one system call, and none while the owner is at work.
     # INVARIANT: the descriptors stay open while `_waking` posters may still write to them.
     def __init__(self) -> None:
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()
         self._items: deque[Any] = deque()
         self._asleep = False
         self._waking = 0
@@ -107,5 +110,5 @@ class Inbox:
 
     def replace_lock(self) -> None:
         """THREAD: the only one of a forked child.  The lock may be held by a thread that is gone."""
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()
         self._waking = 0

@@ -78,6 +78,11 @@ class Ledger:
         """True on a thread of the pool, where waiting for the pool would deadlock."""
         return threading.get_ident() in self.threads
 
+    def pending(self) -> list[Request]:
+        """Return the accepted requests that have not ended."""
+        with self._lock:
+            return list(self.unsettled)
+
     def cancel_locked_future(self, request: Request) -> bool:
         """Decide and count a caller's cancellation; False when the request has ended already."""
         return self.settle(request, Outcome.CANCELLED)

@@ -23,11 +23,12 @@ from ._model import (
     TakeBack,
     Worker,
     WorkerState,
+    describe_exit,
 )
 from ._restarts import RestartPolicy
 from ._session_rules import SessionRules
 from ._upkeep import Upkeep
-from .errors import CommandTimeout, InternalError, ProtocolError, WorkerDied, WorkerStartError, describe_exit
+from .errors import CommandTimeout, InternalError, ProtocolError, WorkerDied, WorkerStartError
 
 __all__ = ("Lifecycle",)
 
@@ -60,6 +61,13 @@ class Lifecycle(Upkeep):
         self._replaces: dict[Slot, ExitReason] = {}
 
     # Starting ---------------------------------------------------------------------------------------
+
+    @property
+    def must_grow(self) -> bool:
+        """True when workers are missing whatever the queue holds."""
+        board = self._board
+        floor = max(board.min_workers, self.wanted) if board.state is PoolState.OPEN else 0
+        return bool(self._replaces) or len(board.workers) + board.workers.backing_off < floor
 
     def grow(self) -> None:
         """Start as many workers as the pool's floor, its waiters and its queue ask for."""

@@ -16,6 +16,7 @@ import attrs
 from . import _callables
 from ._channel import Channel
 from ._model import Request
+from ._stderr import escape
 from ._wire import (
     CommandContent,
     MessageDecoder,
@@ -395,7 +396,6 @@ class Link:
     def _log(self, message: dict[str, Any]) -> None:
         level = _LEVELS.get(str(message.get("level", "info")).lower(), logging.INFO)
         if _worker_log.isEnabledFor(level):
-            text = str(message.get("message", ""))
-            shown = text.encode("unicode_escape").decode() if not text.isprintable() else text
+            shown = escape(str(message.get("message", "")).encode(errors="backslashreplace"))
             fields = message.get("fields") or {}
             _worker_log.log(level, "[%s] %s%s", self.worker_id, shown, f" {fields}" if fields else "")

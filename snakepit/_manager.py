@@ -58,9 +58,11 @@ class Query:
 
     def answer(self, scheduler: Scheduler | None) -> None:
         """THREAD: manager.  Answer; without a scheduler the pool is gone."""
-        if scheduler is not None:
-            self._answer = self._ask(scheduler)
-        self._done.set()
+        try:
+            if scheduler is not None:
+                self._answer = self._ask(scheduler)
+        finally:
+            self._done.set()
 
     def wait(self, timeout_s: float | None) -> Any:
         """Return the answer, or None when the pool is gone or does not answer in time."""
@@ -105,7 +107,12 @@ class Manager:
         self._config = config
         self._name = name
         self._links: dict[str, Link] = {}
+        self._taken_back: deque[m.TakenBack] = deque()
         self._settlements: deque[tuple[Any, Reply | None]] = deque()
+        # INVARIANT: what was drained and not handled yet; whoever waits for it is told at the end.
+        self._posted: deque[Any] = deque()
+        # Only events move it, so what a turn finds at its end holds until the next one.
+        self._deadline: float | None = None
         self._closed = False
         self._shapes = type(adapter).process_response is not Adapter.process_response
         self._poller: Poller[Link | None] = make_poller()
@@ -190,6 +197,7 @@ class Manager:
     def _run(self) -> None:
         try:
             self._act(self._scheduler.start(monotonic_s()))
+            self._deadline = self._scheduler.next_deadline()
             self._publish()
             self._settle()
             while not self._closed:
@@ -204,23 +212,30 @@ class Manager:
         """Wait for something to happen, and handle all that has."""
         timeout_s: float | None = 0.0
         if self._inbox.may_sleep():
-            deadline = self._scheduler.next_deadline()
+            deadline = self._deadline
             timeout_s = None if deadline is None else max(0.0, deadline - monotonic_s())
-        for link, writable in self._poller.poll(timeout_s):
-            if link is None:
-                if not self._edges:
-                    self._inbox.clear_wake()
-            elif writable:
-                link.channel.flush()
-                self._watch_writes(link)
-            else:
-                self._receive(link)
-        for item in self._inbox.drain():
+        ready = self._poller.poll(timeout_s)
+        # RACE: 1. requests are accepted, 2. a worker replies.  What was posted comes first, so the worker's
+        # next request is chosen among all of them (tests/integration/test_queue.py::test_priorities).
+        posted = self._posted = self._inbox.drain()
+        while posted:
+            item = posted.popleft()
             handler = self._handlers.get(type(item))
             if handler is None:
                 self._handle(item)
             else:
                 handler(item)
+        for link, writable in ready:
+            if link is None:
+                if not self._edges:
+                    self._inbox.clear_wake()
+            elif link.worker_id not in self._links:
+                continue
+            elif writable:
+                link.channel.flush()
+                self._watch_writes(link)
+            else:
+                self._receive(link)
         deadline = self._scheduler.next_deadline()
         if deadline is not None and deadline <= monotonic_s():
             # RACE: 1. the worker replies, 2. its time-out passes before the reply was read.  The pipes
@@ -228,6 +243,8 @@ class Manager:
             for link in list(self._links.values()):
                 self._receive(link)
             self._handle(m.DeadlinePassed())
+            deadline = self._scheduler.next_deadline()
+        self._deadline = deadline
         self._publish()
         self._settle()
 
@@ -252,6 +269,8 @@ class Manager:
                     self._settlements.append((action, None))
             else:
                 self._settlements.append((action, None))
+        while self._taken_back:
+            self._act(self._scheduler.handle(self._taken_back.popleft(), monotonic_s()))
 
     def _publish(self) -> None:
         lifecycle, workers = self._scheduler.lifecycle, self._scheduler.board.workers
@@ -307,7 +326,8 @@ class Manager:
     def _take_back(self, action: m.TakeBack) -> None:
         link = self._links.get(action.worker.worker_id)
         count = 0 if link is None else link.channel.take_back(action.count)
-        self._act(self._scheduler.handle(m.TakenBack(action.worker.worker_id, count), monotonic_s()))
+        # Told to the scheduler once the actions at hand are done: they were decided before.
+        self._taken_back.append(m.TakenBack(action.worker.worker_id, count))
 
     def _end_session(self, action: m.EndSession) -> None:
         link = self._links.get(action.worker.worker_id)
@@ -445,10 +465,12 @@ class Manager:
             _log.error("pool %r: processes %s outlived SIGKILL", self._name, event.survivors)
         if link is not None and worker is not None:
             # RACE: 1. the worker writes its reply and exits, 2. the exit is seen before the reply was read.
-            # The pipe is read empty first, so the reply wins (tests/integration/test_crash.py::test_reply_then_exit).
+            # The pipe is read empty first, so the reply wins (tests/integration/test_crash.py::test_reply_then_exit);
+            # and it counts as closed before, so that no reply earns the dead process new work.
+            self._handle(m.PipeClosed(event.worker_id))
             self._take_arrivals(link, link.receive(drain=True))
             if len(worker.sent) > 1:
-                self._take_back(m.TakeBack(worker, len(worker.sent) - 1))
+                self._act([m.TakeBack(worker, len(worker.sent) - 1)])
             truncated = link.finish()
             if truncated is not None and worker.sent and worker.state is not m.WorkerState.CONDEMNED:
                 _log.warning("worker %s: %s", event.worker_id, truncated)
@@ -527,6 +549,7 @@ class Manager:
         self._ledger.refuse(lambda: _again(broken))
         for worker_id in list(self._scheduler.board.workers.by_id):
             self._watchdog.kill(worker_id)
+        self._settlements.extend((notice, None) for notice in self._scheduler.give_up_waiters(broken))
         self._fail_unsettled(broken)
 
     def _fail_unsettled(self, error: BaseException) -> None:
@@ -546,7 +569,7 @@ class Manager:
         self._poller.close()
         lifecycle = self._scheduler.lifecycle
         self._ledger.publish((0, 0, 0, 0, lifecycle.restarts, lifecycle.recycled))
-        for item in self._inbox.close():
+        for item in (*self._posted, *self._inbox.close()):
             self._refuse_late(item)
         self._on_end(self)
 

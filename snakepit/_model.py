@@ -6,6 +6,7 @@ acceptance to their end; workers and slots are owned by the scheduler.
 
 from __future__ import annotations
 
+import signal as signals
 from collections import deque
 from enum import Enum
 from typing import TYPE_CHECKING, Any
@@ -302,6 +303,16 @@ class Worker:
     def in_service(self) -> bool:
         """True while it may be given work that others could do as well."""
         return self.retire is None and not self.closed
+
+
+def describe_exit(exit_code: int | None, signal: int | None) -> str:
+    """Put an exit status into words, e.g. ``exit code 3`` or ``signal 11 (SIGSEGV)``."""
+    if signal is not None:
+        try:
+            return f"signal {signal} ({signals.Signals(signal).name})"
+        except ValueError:
+            return f"signal {signal}"
+    return "an unknown exit status" if exit_code is None else f"exit code {exit_code}"
 
 
 # What users see -------------------------------------------------------------------------------------

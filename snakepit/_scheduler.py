@@ -143,7 +143,7 @@ class Scheduler:
         if lifecycle.retiring:
             lifecycle.retire_drained()
         self.dispatcher.match()
-        if board.workers.free:
+        if board.workers.free and (len(board.queue) or lifecycle.must_grow):
             lifecycle.grow()
         if self._waiters:
             self._notify()
@@ -282,6 +282,11 @@ class Scheduler:
             cause = self.board.broken_by.__cause__
             error = cause if isinstance(cause, WorkerStartError) else self.board.broken_by
         self.board.act(m.Notify(waiter, error))
+
+    def give_up_waiters(self, error: BaseException) -> list[m.Notify]:
+        """Return what to tell those who wait for workers, after a failure of the manager."""
+        waiters, self._waiters = self._waiters, []
+        return [m.Notify(waiter, error) for _, waiter in waiters]
 
     def _refuse_waiters(self) -> None:
         for _, waiter in self._waiters:

@@ -36,7 +36,8 @@ class SessionRules:
         """Take a request out of every place; its Resolve, Fail or Cancel is the caller's business."""
         board = self._board
         request.state = RequestState.DONE
-        board.timers.clear(request)
+        if request.timer is not None:
+            board.timers.clear(request)
         if request.ahead:
             request.ahead = False
             board.ahead -= 1

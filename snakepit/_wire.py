@@ -176,9 +176,8 @@ class MessageDecoder:
         self._parts.append(payload[1:])
         self._parts_bytes += len(payload) - 1
         if self._parts_bytes > self._max_message_bytes:
-            raise ProtocolError(
-                f"a pickle of more than {self._parts_bytes} bytes (max_message_bytes is {self._max_message_bytes})"
-            )
+            seen = self._parts_bytes
+            raise ProtocolError(f"a pickle of {seen} bytes and more (max_message_bytes is {self._max_message_bytes})")
         if payload[0] == _PICKLE_PART:
             return None
         whole = b"".join(self._parts)
@@ -337,7 +336,8 @@ def encode_pickle(head: bytes, body: bytes, max_frame_bytes: int) -> list[bytes]
     room = max_frame_bytes - 1
     split = max(0, room - len(head))
     first = head + body[:split]
-    cuts = [(first, at) for at in range(0, len(first), room)] + [(body, at) for at in range(split, len(body), room)]
+    cuts = [(first, at) for at in range(0, len(first), room)]
+    cuts += [(body, at) for at in range(split, len(body), room)]
     buffers = []
     for number, (data, at) in enumerate(cuts, 1):
         piece = data[at : at + room]

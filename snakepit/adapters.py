@@ -118,7 +118,7 @@ class Adapter(ABC):
             TypeError, ValueError: A bad attribute (``level``, ``env``, ``start_args``, ...); raised here.
         """
         _check_common(self)
-        program = find_executable(self.executable_path(), self)
+        program = _find_executable(self.executable_path(), self)
         script = self.script_path()
         if script is not None and not os.path.isfile(self._from_cwd(script)):
             raise WorkerStartError(f"{type(self).__name__}: no script {script!r}", argv=(program, script))
@@ -129,7 +129,7 @@ class Adapter(ABC):
         return os.path.join(self.cwd, path) if self.cwd is not None else path
 
 
-def find_executable(program: str, adapter: Adapter) -> str:
+def _find_executable(program: str, adapter: Adapter) -> str:
     """Return an absolute path of a program.
 
     Raises:

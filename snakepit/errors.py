@@ -7,7 +7,6 @@ of ``concurrent.futures`` would expect, so code written for the standard pools k
 from __future__ import annotations
 
 import queue
-import signal as _signal
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
@@ -21,6 +20,7 @@ __all__ = (
     "ProtocolError",
     "QueueFull",
     "QueueTimeout",
+    "RemoteTraceback",
     "ResultError",
     "SessionBusy",
     "SessionError",
@@ -248,13 +248,3 @@ class SessionQuotaExceeded(SessionError):
 
 class InternalError(SnakepitError):
     """A bug in snakepit: please report it with the message."""
-
-
-def describe_exit(exit_code: int | None, signal: int | None) -> str:
-    """Put an exit status into words, e.g. ``exit code 3`` or ``signal 11 (SIGSEGV)``."""
-    if signal is not None:
-        try:
-            return f"signal {signal} ({_signal.Signals(signal).name})"
-        except ValueError:
-            return f"signal {signal}"
-    return "an unknown exit status" if exit_code is None else f"exit code {exit_code}"

@@ -157,7 +157,7 @@ class SnakepitExecutor(Executor):
 
     # Single calls -----------------------------------------------------------------------------------
 
-    def submit(self, command: str | Callable[..., Any], /, *args: Any, **kwargs: Any) -> SnakepitFuture:  # type: ignore[override]  # a command is a str
+    def submit(self, command: str | Callable[..., Any], /, *args: Any, **kwargs: Any) -> SnakepitFuture:
         """Schedule a command or a callable.
 
         ``submit(command, args={}, /, *, session=None, timeout=, queue_timeout=, priority=0)`` or
@@ -529,6 +529,10 @@ class SnakepitExecutor(Executor):
         """
         limit_s = check_timeout("timeout", timeout)
         self._shut_door()
+        if cancel_futures:
+            # Here and not by the manager: what was queued when this returns must not begin later.
+            for request in self._ledger.pending():
+                request.future.cancel()
         end_at = None if limit_s is None else monotonic_s() + limit_s
         self._manager.request(m.ShutdownRequested(cancel_futures, end_at), wait=False)
         if wait and not self._ledger.on_own_thread and self._pid == os.getpid():
@@ -544,8 +548,12 @@ class SnakepitExecutor(Executor):
         # Somebody who presses Ctrl-C does not mean "after the queue is empty".
         if exc_type is not None and issubclass(exc_type, (KeyboardInterrupt, SystemExit)):
             self.shutdown(cancel_futures=True, timeout=self._config.shutdown_grace_s)
-        else:
+            return
+        try:
             self.shutdown()
+        except (KeyboardInterrupt, SystemExit):
+            self.shutdown(cancel_futures=True, timeout=self._config.shutdown_grace_s)
+            raise
 
     def _refuse_to_wait(self, what: str) -> None:
         if self._ledger.on_own_thread:

@@ -290,7 +290,7 @@ def remembered() -> tuple[Any, ...]:
 
 
 def use_shared(path: str) -> int:
-    """Take the shared lock, report at a gate, wait there; then release the semaphore, put the pid on the queue."""
+    """Wait at a gate with the shared lock; then release the semaphore and put the pid on the queue."""
     lock, queue, semaphore = _given
     with lock:
         pass_gate(path)

@@ -20,7 +20,10 @@ _TESTS = Path(__file__).resolve().parents[1]
 
 def _environment() -> dict[str, str]:
     paths = [str(_TESTS.parent), str(_TESTS), os.environ.get("PYTHONPATH", "")]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in paths if path)}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in paths if path)}
+    # It would flush what a program forgets to flush, and tear printed lines to pieces.
+    environment.pop("PYTHONUNBUFFERED", None)
+    return environment
 
 
 def start(directory: Path, source: str, *args: object, **options: Any) -> subprocess.Popen[str]:

@@ -1,4 +1,4 @@
-"""An adapter's callbacks are all called, in their order and on their threads; an error in one costs one call."""
+"""An adapter's callbacks are called in their order and on their threads; an error in one costs one call."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ from typing import Any
 import pytest
 from integration.workers.pools import HANDLERS, LIMIT_S, adapter, config, handler_pool, is_gone
 
-import gates
-from gates import Gate
 from snakepit import (
     Adapter,
     CommandAdapter,
@@ -24,6 +22,9 @@ from snakepit import (
     WorkerSpec,
     WorkerStartError,
 )
+
+import gates
+from gates import Gate
 
 RUBY_BRIDGE = str(Path(__file__).resolve().parent.parent / "conformance" / "ruby" / "bridge.rb")
 
@@ -52,7 +53,9 @@ class Watched(PythonAdapter):
 
     def prepare_args(self, command: str, args: Any) -> Any:
         self._note("prepare_args", args)
-        return {**(args or {}), "value": f"prepared {(args or {}).get('value')}"} if command == "run" else args
+        return (
+            {**(args or {}), "value": f"prepared {(args or {}).get('value')}"} if command == "run" else args
+        )
 
     def command_timeout(self, command: str, args: Any) -> float | None:
         self._note("command_timeout", args)
@@ -76,17 +79,31 @@ def test_every_callback_is_called_in_order() -> None:
 
     assert {"shaped": "prepared 1"} == result
     names = [name for name, _, _ in kind.calls if name != "environment"]
-    assert ["supported_commands", "validate_command", "prepare_args", "command_timeout", "process_response"] == names
+    assert [
+        "supported_commands",
+        "validate_command",
+        "prepare_args",
+        "command_timeout",
+        "process_response",
+    ] == names
     threads = {name: thread for name, thread, _ in kind.calls}
     assert [me] * 4 == [threads[name] for name in names[:4]]
-    assert ("snakepit-w-manager", "snakepit-w-watchdog") == (threads["process_response"], threads["environment"])
+    assert ("snakepit-w-manager", "snakepit-w-watchdog") == (
+        threads["process_response"],
+        threads["environment"],
+    )
     details = {name: detail for name, _, detail in kind.calls}
     assert ({"value": 1}, {"value": 1}) == (details["validate_command"], details["prepare_args"])
-    assert ({"value": "prepared 1"}, "prepared 1") == (details["command_timeout"], details["process_response"])
+    assert ({"value": "prepared 1"}, "prepared 1") == (
+        details["command_timeout"],
+        details["process_response"],
+    )
     assert WorkerSpec("w-0-1", 0, 1, "w") == details["environment"]
 
 
-@pytest.mark.parametrize("name", ["supported_commands", "validate_command", "prepare_args", "command_timeout"])
+@pytest.mark.parametrize(
+    "name", ["supported_commands", "validate_command", "prepare_args", "command_timeout"]
+)
 def test_a_raising_callback_of_the_caller_raises_there(name: str) -> None:
     """An exception in a callback comes out of submit; nothing is accepted and the next call works."""
     kind = Watched()
@@ -102,7 +119,9 @@ def test_a_raising_callback_of_the_caller_raises_there(name: str) -> None:
         assert 1 == ex.stats().requests
 
 
-@pytest.mark.parametrize("error", [ZeroDivisionError("shape"), SystemExit("shape"), KeyboardInterrupt("shape")])
+@pytest.mark.parametrize(
+    "error", [ZeroDivisionError("shape"), SystemExit("shape"), KeyboardInterrupt("shape")]
+)
 def test_a_raising_process_response_hurts_its_call_only(error: BaseException) -> None:
     """Whatever process_response raises is that future's exception; the pool's thread lives on."""
     kind = Watched()
@@ -181,7 +200,7 @@ def test_a_worker_is_ready_only_after_on_start(gate: Gate) -> None:
         gate.wait_started()
 
         assert (1, 0, 1) == (ex.stats().starting, ex.stats().available, ex.stats().queued)
-        with pytest.raises(TimeoutError, match="1 ready workers were not there within 0.1 s"):
+        with pytest.raises(TimeoutError, match=r"1 ready workers were not there within 0\.1 s"):
             ex.wait_ready(timeout=0.1)
         gate.open()
 

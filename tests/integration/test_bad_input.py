@@ -65,9 +65,17 @@ def pool(shared_pool: SnakepitExecutor) -> Iterator[SnakepitExecutor]:
         (lambda: SnakepitExecutor(PythonAdapter(), 1, affinity="loose"), ValueError, "affinity .* 'loose'"),
         (lambda: SnakepitExecutor(PythonAdapter(), 1, name=3), TypeError, "name .* 3"),  # type: ignore[arg-type]
         (lambda: SnakepitExecutor(PythonAdapter(), 1, config={}), TypeError, "config .* {}"),  # type: ignore[arg-type]
-        (lambda: SnakepitExecutor(PythonAdapter(), 1, max_tasks_per_child=0), ValueError, "max_tasks_per_child .* 0"),
+        (
+            lambda: SnakepitExecutor(PythonAdapter(), 1, max_tasks_per_child=0),
+            ValueError,
+            "max_tasks_per_child .* 0",
+        ),
         (lambda: SnakepitExecutor(PythonAdapter(), 1, initializer=print), ValueError, "PythonAdapter"),
-        (lambda: SnakepitExecutor(PythonAdapter(), 1, config=config(min_workers=2)), ValueError, r"min_workers \(2\)"),
+        (
+            lambda: SnakepitExecutor(PythonAdapter(), 1, config=config(min_workers=2)),
+            ValueError,
+            r"min_workers \(2\)",
+        ),
         (lambda: SnakepitExecutor(PythonAdapter(), 1, colour="red"), TypeError, "colour"),  # type: ignore[call-arg]
     ],
 )
@@ -121,9 +129,7 @@ def test_config_refuses_times(name: str, value: Any, kind: type[Exception], text
 
 
 @pytest.mark.parametrize(("value", "kind", "text"), BAD_SECONDS, ids=SECONDS_IDS)
-def test_calls_refuse_timeouts(
-    pool: SnakepitExecutor, value: Any, kind: type[Exception], text: str
-) -> None:
+def test_calls_refuse_timeouts(pool: SnakepitExecutor, value: Any, kind: type[Exception], text: str) -> None:
     """Every method that takes seconds refuses what is none, names it, and accepts nothing."""
     accepted = pool.stats().requests
     calls: dict[str, Callable[[], object]] = {
@@ -217,7 +223,8 @@ def test_an_unknown_handlers_module_is_told_by_the_worker() -> None:
 
 @pytest.mark.parametrize("call", ["submit", "options", "session", "map", "end_session"])
 @pytest.mark.parametrize(
-    ("value", "kind"), [(3, TypeError), (b"s", TypeError), (["s"], TypeError), ("", ValueError), ("\ud800", ValueError)]
+    ("value", "kind"),
+    [(3, TypeError), (b"s", TypeError), (["s"], TypeError), ("", ValueError), ("\ud800", ValueError)],
 )
 def test_bad_session_ids(pool: SnakepitExecutor, call: str, value: Any, kind: type[Exception]) -> None:
     """A session id is a non-empty str of valid text; anything else is named and never reaches the manager."""
@@ -264,7 +271,20 @@ def deep(levels: int) -> list[Any]:
         (deep(100_000), "nested deeper than 256"),
         ([b"x", {2}], "/args/1: set"),
     ],
-    ids=["set", "nan", "inf", "pointer", "surrogate", "surrogate-key", "int-key", "huge-int", "cycle", "cycle2", "deep", "bytes-and-set"],
+    ids=[
+        "set",
+        "nan",
+        "inf",
+        "pointer",
+        "surrogate",
+        "surrogate-key",
+        "int-key",
+        "huge-int",
+        "cycle",
+        "cycle2",
+        "deep",
+        "bytes-and-set",
+    ],
 )
 def test_what_cannot_be_encoded(pool: SnakepitExecutor, args: Any, text: str) -> None:
     """EncodeError comes out of submit with the path to the value; nothing was accepted (T45)."""
@@ -278,7 +298,7 @@ def test_what_cannot_be_encoded(pool: SnakepitExecutor, args: Any, text: str) ->
 
 
 def test_bytes_need_a_level_1_worker() -> None:
-    """Bytes never become text silently: level 0 refuses them in submit, a worker without the capability on the future."""
+    """Bytes never become text: level 0 refuses them in submit, a worker without attachments on the future."""
     with saboteur_pool(level=0) as level0, saboteur_pool(level=1) as level1:
         with pytest.raises(EncodeError, match="level 0"):
             level0.submit("do", {"value": b"raw"})
@@ -312,9 +332,9 @@ def test_commands_and_arguments_that_do_not_fit(pool: SnakepitExecutor) -> None:
         pool.submit("run", {}, retries=3)
     with pytest.raises(TypeError, match="takes one args value, not 2"):
         pool.submit("run", 1, 2)
-    with pytest.raises(TypeError, match="priority .* 'high'"):
+    with pytest.raises(TypeError, match=r"priority .* 'high'"):
         pool.submit("run", {}, priority="high")
-    with pytest.raises(TypeError, match="priority .* True"):
+    with pytest.raises(TypeError, match=r"priority .* True"):
         pool.submit("run", {}, priority=True)
     with pytest.raises(ValueError, match="''"):
         pool.submit("", {})
@@ -393,7 +413,9 @@ def test_after_shutdown() -> None:
         ({"retries": 1}, TypeError, "'retries'"),
     ],
 )
-def test_map_refuses(pool: SnakepitExecutor, options: dict[str, Any], kind: type[Exception], text: str) -> None:
+def test_map_refuses(
+    pool: SnakepitExecutor, options: dict[str, Any], kind: type[Exception], text: str
+) -> None:
     """A bad parameter of map raises in the call, before anything is submitted."""
     accepted = pool.stats().requests
 

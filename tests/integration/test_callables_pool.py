@@ -361,11 +361,12 @@ def test_output_appears_as_it_happens(tmp_path: Path, gate: Gate) -> None:
     """What a worker prints is on the host's stdout while the call still runs."""
     host = scripts.start(tmp_path, OUTPUT, gate.path)
     assert host.stdout is not None
+    assert host.stderr is not None
     try:
         printed = host.stdout.readline()
         gate.wait_started()
         gate.open()
-        out, err = host.communicate(timeout=scripts.BOUND_S)
+        out, err = host.stdout.read(), host.stderr.read()
     finally:
         host.kill()
         host.communicate()

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 from integration.workers.pools import LIMIT_S, adapter, balance, handler_pool
 
-from gates import Gate
 from snakepit import CommandError, JavaScriptAdapter, PythonAdapter, SnakepitExecutor
+
+from gates import Gate
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +40,7 @@ def pool() -> Iterator[SnakepitExecutor]:
         -(2**200),
         10**4000,
         "",
-        "\0\x1f\u2028\U0001f600\"\\",
+        '\0\x1f\u2028\U0001f600"\\',
         None,
         [],
         {},

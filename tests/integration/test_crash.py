@@ -6,12 +6,25 @@ import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from integration.workers.pools import LIMIT_S, balance, config, handler_pool, is_gone, lines, recorded, saboteur_pool
+import pytest
+from integration.workers.pools import (
+    LIMIT_S,
+    balance,
+    config,
+    handler_pool,
+    is_gone,
+    lines,
+    recorded,
+    saboteur_pool,
+)
+
+from snakepit import WorkerDied
+from snakepit._reports import Exited
 
 from gates import Gate
 from leaks import wait_until
-from snakepit import WorkerDied
 
 
 def test_only_the_running_request_fails(gate: Gate) -> None:
@@ -29,7 +42,12 @@ def test_only_the_running_request_fails(gate: Gate) -> None:
         stats = ex.stats()
 
     assert isinstance(error, WorkerDied)
-    assert (arrival.pid, None, signal.SIGKILL, "") == (error.pid, error.exit_code, error.signal, error.stderr_tail)
+    assert (arrival.pid, None, signal.SIGKILL, "") == (
+        error.pid,
+        error.exit_code,
+        error.signal,
+        error.stderr_tail,
+    )
     assert "SIGKILL" in str(error)
     assert "'hold'" in str(error)
     assert (0, 2) == (worker.slot, worker.incarnation)
@@ -75,6 +93,29 @@ def test_reply_then_exit() -> None:
     assert (5, 5, 0) == (stats.requests, stats.completed, stats.errors)
 
 
+def test_the_exit_is_seen_before_the_reply(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The manager handles the exit with the reply unread in the pipe: the reply is the result (F60)."""
+    with saboteur_pool(1) as ex:
+        ex.wait_ready()
+        poll, inbox = ex._manager._poller.poll, ex._manager._inbox
+        held = []
+
+        def poll_late(timeout_s: float | None) -> Any:
+            ready = poll(timeout_s)
+            if held or all(link is None for link, _ in ready):
+                return ready
+            wait_until(lambda: any(isinstance(item, Exited) for item in list(inbox._items)))
+            held.append(ready)
+            return []
+
+        monkeypatch.setattr(ex._manager._poller, "poll", poll_late)
+        result = ex.submit("do", {"how": "reply_exit"}).result(LIMIT_S)
+
+        assert "last words" == result
+        assert 1 == len(held)
+        wait_until(lambda: ex.stats().restarts == 1)
+
+
 def test_what_was_sent_ahead_runs_exactly_once(gate: Gate, tmp_path: Path) -> None:
     """The worker dies with requests in its pipe: the one that ran fails, every other one runs once."""
     log = tmp_path / "runs"
@@ -93,13 +134,15 @@ def test_what_was_sent_ahead_runs_exactly_once(gate: Gate, tmp_path: Path) -> No
 
 
 def test_nothing_runs_twice_under_fire(tmp_path: Path) -> None:
-    """Workers killed again and again during a flood: each request runs at most once, and once if it has a result."""
+    """Workers killed during a flood: each request runs at most once, and once if it has a result."""
     log = tmp_path / "runs"
     with handler_pool(2) as ex:
         ex.wait_ready(workers=2)
         futures = []
         for round_number in range(5):
-            futures += [ex.submit("run", {"value": f"{round_number}-{n}", "log": str(log)}) for n in range(200)]
+            futures += [
+                ex.submit("run", {"value": f"{round_number}-{n}", "log": str(log)}) for n in range(200)
+            ]
             futures[-150].exception(LIMIT_S)
             for worker in ex.workers():
                 if worker.pid is not None and worker.state != "condemned" and not is_gone(worker.pid):

@@ -79,6 +79,24 @@ def test_dropped_executor_in_a_cycle() -> None:
     assert 1 == future.result(BOUND_S)
 
 
+def test_executor_collected_while_its_lock_is_held() -> None:
+    """The collector may strike anywhere, also where the pool's own lock is held: nothing hangs."""
+    executor = SnakepitExecutor(1)
+    future = executor.submit(lib.add, 1)
+    lock, finalizer = executor._ledger._lock, executor._finalizer
+
+    def collect() -> None:
+        with lock:
+            finalizer()
+
+    thread = threading.Thread(target=collect, daemon=True)
+    thread.start()
+    thread.join(BOUND_S)
+
+    assert not thread.is_alive()
+    assert 1 == future.result(BOUND_S)
+
+
 def test_map_of_a_dropped_executor() -> None:
     """A map's iterator works on after its executor is gone."""
     results = SnakepitExecutor(2).map(lib.add, range(5))
@@ -109,7 +127,7 @@ from snakepit import SnakepitExecutor
 from gates import pass_gate
 
 def work(n):
-    print("worker", n, flush=True)
+    print(f"worker {n}", flush=True)
     return n
 
 def late():
@@ -125,7 +143,7 @@ def late():
 atexit.register(late)
 executor = SnakepitExecutor(1)
 for n in range(4):
-    executor.submit(work, n).add_done_callback(lambda f: print("result", f.result(), flush=True))
+    executor.submit(work, n).add_done_callback(lambda f: print(f"result {f.result()}", flush=True))
 """
 
 
@@ -220,16 +238,17 @@ with SnakepitExecutor(2, config=PoolConfig(shutdown_grace_s=0.2)) as executor:
     print("ready", flush=True)
     if sys.argv[2] == "wait":
         futures[0].result()
-    else:
+    if sys.argv[2] == "execute":
         try:
             executor.execute(lib.held, sys.argv[1])
         except KeyboardInterrupt:
             print([future.running() for future in futures].count(True), "running")
             raise
+# In the third case the block is left, and its end waits for the work.
 """
 
 
-@pytest.mark.parametrize("how", ["wait", "execute"])
+@pytest.mark.parametrize("how", ["wait", "execute", "leave"])
 def test_ctrl_c(tmp_path: Path, gate: Gate, how: str) -> None:
     """One Ctrl-C to the whole foreground group ends the `with` block: one traceback, the usual status."""
     host = scripts.start(tmp_path, INTERRUPTED, gate.path, how, start_new_session=True)

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 from integration.workers.pools import LIMIT_S, balance, handler_pool, lines
 
+from snakepit import CommandError, CommandTimeout, EncodeError, SnakepitExecutor
+
 from gates import Gate
 from leaks import wait_until
-from snakepit import CommandError, CommandTimeout, EncodeError, SnakepitExecutor
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +118,7 @@ def test_closing_cancels_the_rest(
     gate, log = make_gate(), tmp_path / "runs"
     items = [{"gate": gate.path, "value": n, "log": str(log)} for n in range(10)]
 
-    # With a queue time-out nothing is sent ahead; what lies in the worker's pipe counts as begun for cancel().
+    # With a queue time-out nothing is sent ahead; for cancel() what lies in a pipe has begun.
     results = getattr(single, method)("hold", items, queue_timeout=60)
     gate.wait_started()
     if begin:

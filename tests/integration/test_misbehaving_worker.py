@@ -45,7 +45,9 @@ from leaks import wait_until
     ],
     ids=lambda value: value["how"] if isinstance(value, dict) else None,
 )
-def test_sabotage_fails_its_call_only(level: int, args: dict[str, Any], kind: type[Exception], text: str) -> None:
+def test_sabotage_fails_its_call_only(
+    level: int, args: dict[str, Any], kind: type[Exception], text: str
+) -> None:
     """The call fails at once with the cause, the worker is replaced, and the next call succeeds."""
     with saboteur_pool(level=level) as ex:
         before = ex.execute("do", {"value": 1})
@@ -143,7 +145,7 @@ def test_grandchildren_end_with_the_pool(tmp_path: Path) -> None:
             ex.execute("do", {"how": "grandchild", "path": str(path), "own_session": own, "reply": True})
 
     for path in paths:
-        wait_until(lambda pid=int(path.read_text()): is_gone(pid), what="the grandchild is gone")
+        wait_until(lambda pid=path: is_gone(int(pid.read_text())), what="the grandchild is gone")
 
 
 def test_a_worker_that_closes_its_input_is_replaced() -> None:

@@ -13,8 +13,6 @@ from typing import Any
 import pytest
 from integration.workers.pools import LIMIT_S, config, handler_pool, lines, recorded
 
-from gates import Gate
-from leaks import wait_until
 from snakepit import (
     CommandError,
     CommandTimeout,
@@ -24,6 +22,9 @@ from snakepit import (
     UnknownCommand,
     WorkerDied,
 )
+
+from gates import Gate
+from leaks import wait_until
 
 MakeGate = Callable[[], Gate]
 
@@ -289,7 +290,7 @@ def test_an_idle_session_expires() -> None:
 
 
 def test_quota() -> None:
-    """Beyond max_sessions a strict session is refused on the future; ending one makes room; hint is evicted."""
+    """Beyond max_sessions a strict session is refused; ending one makes room; a hint one is evicted."""
     with handler_pool(1, config=config(max_sessions=2)) as ex:
         ex.execute("pid", {}, session="a")
         ex.execute("pid", {}, session="b")

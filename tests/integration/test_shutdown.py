@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -10,11 +12,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from integration.workers.pools import LIMIT_S, adapter, balance, config, handler_pool, is_gone, lines, recorded, saboteur_pool
+from integration.workers.pools import (
+    LIMIT_S,
+    adapter,
+    balance,
+    config,
+    handler_pool,
+    is_gone,
+    lines,
+    manager_held,
+    recorded,
+    saboteur_pool,
+)
+
+from snakepit import PoolBroken, SnakepitExecutor, WorkerDied
+from snakepit._manager import Query
 
 from gates import Gate
 from leaks import wait_until
-from snakepit import SnakepitExecutor, WorkerDied
 
 
 def test_accepted_work_is_finished(tmp_path: Path) -> None:
@@ -49,7 +64,11 @@ def test_cancel_futures_cancels_what_has_not_begun(gate: Gate) -> None:
     ex = handler_pool(1)
     running = ex.submit("hold", {"gate": gate.path, "value": "held"})
     gate.wait_started()
-    queued = [ex.submit("run", {}), ex.submit("run", {}, session="s"), ex.session("t", setup=[("run",)]).submit("run")]
+    queued = [
+        ex.submit("run", {}),
+        ex.submit("run", {}, session="s"),
+        ex.session("t", setup=[("run",)]).submit("run"),
+    ]
 
     ex.shutdown(wait=False, cancel_futures=True)
     assert {*queued} == wait(queued, LIMIT_S).done
@@ -67,7 +86,8 @@ def test_twice_and_from_many_threads(gate: Gate) -> None:
     running = ex.submit("hold", {"gate": gate.path, "value": 1})
     gate.wait_started()
     threads = [
-        threading.Thread(target=ex.shutdown, kwargs={"wait": n % 2 == 0, "cancel_futures": n % 3 == 0}) for n in range(6)
+        threading.Thread(target=ex.shutdown, kwargs={"wait": n % 2 == 0, "cancel_futures": n % 3 == 0})
+        for n in range(6)
     ]
     for thread in threads:
         thread.start()
@@ -111,7 +131,9 @@ def test_requests_of_a_pool_that_is_starting_are_served_first(gate: Gate) -> Non
 
 def test_pending_futures_end_when_the_pool_cannot_start() -> None:
     """Work that waits for a worker that never comes fails when the budget is spent, also while closing."""
-    ex = saboteur_pool(2, env={"SABOTEUR_START": "exit"}, config=config(restart_budget=3, restart_backoff_s=0.05))
+    ex = saboteur_pool(
+        2, env={"SABOTEUR_START": "exit"}, config=config(restart_budget=3, restart_backoff_s=0.05)
+    )
     futures = [ex.submit("do", {}) for _ in range(5)]
 
     ex.shutdown()
@@ -186,7 +208,7 @@ def test_submit_racing_shutdown() -> None:
 def test_the_with_block_on_ctrl_c(gate: Gate) -> None:
     """KeyboardInterrupt cancels the queue and ends what runs after the grace."""
     running = queued = None
-    with pytest.raises(KeyboardInterrupt), handler_pool(1) as ex:  # noqa: PT012
+    with pytest.raises(KeyboardInterrupt), handler_pool(1) as ex:
         running = ex.submit("hold", {"gate": gate.path})
         queued = ex.submit("run", {})
         gate.wait_started()
@@ -199,7 +221,7 @@ def test_the_with_block_on_ctrl_c(gate: Gate) -> None:
 def test_the_with_block_on_another_exception(gate: Gate) -> None:
     """Any other exception finishes accepted work, as in the standard library."""
     future = None
-    with pytest.raises(ValueError, match="mine"), handler_pool(1) as ex:  # noqa: PT012
+    with pytest.raises(ValueError, match="mine"), handler_pool(1) as ex:
         future = ex.submit("run", {"value": 1})
         raise ValueError("mine")
 
@@ -218,13 +240,16 @@ def test_closing_one_pool_and_opening_another() -> None:
 
 @pytest.mark.parametrize("end", ["shutdown", "cancel", "timeout", "terminate_workers", "kill_workers"])
 def test_every_future_ends_whatever_the_end(end: str, make_gate: Callable[[], Gate]) -> None:
-    """Running, sent ahead, queued, pinned, waiting for set-up: each future ends, the counters add up (F81)."""
+    """Running, sent ahead, queued, pinned, before set-up: each future ends, the counters add up (F81)."""
     gate, session_gate = make_gate(), make_gate()
     ex = handler_pool(2)
     ex.wait_ready(workers=2)
     wait([ex.submit("run", {"value": n}) for n in range(200)], LIMIT_S)
     futures = [ex.submit("run", {"value": n}) for n in range(50)]
-    futures += [ex.submit("hold", {"gate": gate.path}), ex.submit("hold", {"gate": session_gate.path}, session="s")]
+    futures += [
+        ex.submit("hold", {"gate": gate.path}),
+        ex.submit("hold", {"gate": session_gate.path}, session="s"),
+    ]
     gate.wait_started()
     session_gate.wait_started()
     futures += [ex.submit("run", {"value": n}) for n in range(20)]
@@ -258,3 +283,68 @@ def test_every_future_ends_whatever_the_end(end: str, make_gate: Callable[[], Ga
             continue
         assert error is None or isinstance(error, WorkerDied)
     wait_until(lambda: ex.stats().workers == 0)
+
+
+def test_a_failure_of_the_manager_ends_everything(gate: Gate) -> None:
+    """An exception on the pool's own thread: every future and waiter gets PoolBroken with the cause (F50)."""
+    with handler_pool(2) as ex:
+        futures = [ex.submit("hold", {"gate": gate.path}) for _ in range(2)]
+        pids = [arrival.pid for arrival in gate.wait_started(2)]
+        futures += [ex.submit("run"), ex.submit("run", session="s")]
+        outcome: list[BaseException] = []
+
+        def wait_for_more() -> None:
+            try:
+                ex.wait_ready(timeout=None, workers=2)
+            except BaseException as error:
+                outcome.append(error)
+
+        os.kill(pids[0], signal.SIGSTOP)
+        manager = ex._manager
+
+        def fail(_: object) -> None:
+            raise ZeroDivisionError("manager")
+
+        answers: list[object] = []
+        asker = threading.Thread(target=lambda: answers.append(ex.workers()))
+        with manager_held(ex):
+            # Both are drained in one turn; the second question must not be lost with the first.
+            manager.post(Query(fail))
+            asker.start()
+            wait_until(lambda: len(manager._inbox._items) == 2)
+        errors = [future.exception(LIMIT_S) for future in futures]
+        asker.join(LIMIT_S)
+        with pytest.raises(PoolBroken) as later:
+            ex.submit("run")
+        wait_for_more()
+
+    assert [PoolBroken] * 4 == [type(error) for error in errors]
+    assert all(isinstance(error.__cause__, ZeroDivisionError) for error in (*errors, later.value))
+    assert [()] == answers
+    assert all(map(is_gone, pids))
+    assert [RuntimeError] == [type(error) for error in outcome]
+    assert (4, 4) == (ex.stats().errors, balance(ex.stats()))
+
+
+def test_who_waits_for_workers_is_told_when_the_manager_fails() -> None:
+    """A waiter without a time-out does not wait for ever."""
+    with saboteur_pool(1, env={"SABOTEUR_START": "silent"}) as ex:
+        outcome: list[BaseException] = []
+
+        def wait_ready() -> None:
+            try:
+                ex.wait_ready(timeout=None)
+            except BaseException as error:
+                outcome.append(error)
+
+        thread = threading.Thread(target=wait_ready)
+        thread.start()
+        wait_until(lambda: ex._manager.ask(lambda scheduler: scheduler._waiters))
+
+        def fail(_: object) -> None:
+            raise ZeroDivisionError("manager")
+
+        ex._manager.ask(fail)
+        thread.join(LIMIT_S)
+
+    assert [PoolBroken] == [type(error) for error in outcome]

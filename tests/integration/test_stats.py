@@ -11,10 +11,19 @@ from typing import Any
 import pytest
 from integration.workers.pools import LIMIT_S, balance, config, handler_pool
 
+from snakepit import (
+    CommandError,
+    CommandTimeout,
+    EncodeError,
+    QueueFull,
+    QueueTimeout,
+    SessionError,
+    SnakepitExecutor,
+    WorkerDied,
+)
+
 from gates import Gate
 from leaks import wait_until
-from snakepit import CommandError, CommandTimeout, EncodeError, QueueFull, QueueTimeout, SessionError, WorkerDied
-from snakepit import SnakepitExecutor
 
 
 def outcome_of(future: Future[Any]) -> str:
@@ -60,7 +69,9 @@ class Caller:
         submit, futures = self.ex.submit, self.futures
         session = self.random.choice([None, None, "a", "b"])
         if choice < 0.6:
-            futures.append(submit("run", {"value": 1}, session=session, priority=self.random.choice([0, 0, 1])))
+            futures.append(
+                submit("run", {"value": 1}, session=session, priority=self.random.choice([0, 0, 1]))
+            )
         elif choice < 0.65:
             futures.append(submit("fail", session=session))
         elif choice < 0.7:
@@ -81,10 +92,12 @@ class Caller:
 
 @pytest.mark.parametrize("seed", [1, 2])
 def test_the_sum_holds_at_every_reading(seed: int, gate: Gate) -> None:
-    """While four callers do random things every snapshot adds up, and at the end equals their own counts (F29)."""
+    """While four callers do random things every snapshot adds up; at the end it equals their counts (F29)."""
     print(f"seed {seed}")
     broken: list[Any] = []
-    with handler_pool(3, max_queue_size=60, config=config(restart_budget=50, health_check_interval_s=0.05)) as ex:
+    with handler_pool(
+        3, max_queue_size=60, config=config(restart_budget=50, health_check_interval_s=0.05)
+    ) as ex:
         ex.wait_ready(workers=3)
         stop = threading.Event()
 
@@ -94,7 +107,14 @@ def test_the_sum_holds_at_every_reading(seed: int, gate: Gate) -> None:
                 stats = ex.stats()
                 fine = stats.requests == balance(stats) and min(stats.queued, stats.running) >= 0
                 fine = fine and stats.workers <= 3 and stats.running <= 3
-                for name in ("requests", "completed", "errors", "cancelled", "queue_timeouts", "command_timeouts"):
+                for name in (
+                    "requests",
+                    "completed",
+                    "errors",
+                    "cancelled",
+                    "queue_timeouts",
+                    "command_timeouts",
+                ):
                     # A result that fails to load moves from completed to errors; commands have none such.
                     fine = fine and getattr(stats, name) >= getattr(last, name)
                 if not fine:

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 from integration.workers.pools import LIMIT_S, Seen, adapter, config, handler_pool, recorded, saboteur_pool
 
+from snakepit import QueueFull, telemetry
+
 from gates import Gate
 from leaks import wait_until
-from snakepit import QueueFull, telemetry
 
 
 @pytest.fixture
@@ -23,7 +24,9 @@ def seen() -> Iterator[Seen]:
         yield emissions
     for event, measurements, metadata in emissions:
         expected = telemetry.EVENTS[event]
-        assert (set(expected.measurements), set(expected.metadata)) == (set(measurements), set(metadata)), event
+        assert (set(expected.measurements), set(expected.metadata)) == (set(measurements), set(metadata)), (
+            event
+        )
         assert all(value >= 0 for value in measurements.values()), event
 
 
@@ -43,7 +46,9 @@ def test_the_life_of_a_worker(seen: Seen) -> None:
         wait_until(lambda: ex.stats().recycled == 1)
         ex.wait_ready()
 
-    assert ["life-0-1", "life-0-2", "life-0-3"] == [metadata["worker_id"] for metadata in of(seen, "worker.spawned")]
+    assert ["life-0-1", "life-0-2", "life-0-3"] == [
+        metadata["worker_id"] for metadata in of(seen, "worker.spawned")
+    ]
     assert 3 == len(of(seen, "worker.initialized"))
     exited = of(seen, "worker.exited")
     assert ["crash", "recycled", "shutdown"] == [metadata["reason"] for metadata in exited]
@@ -72,7 +77,12 @@ def test_every_end_of_a_request(seen: Seen, gate: Gate) -> None:
     results = [metadata["result"] for metadata in of(seen, "worker.request")]
     assert ["ok", "error", "died", "timeout", "cancelled", "queue_timeout", "ok"] == results
     first = of(seen, "worker.request")[0]
-    assert ("run", "s", "pool-0-1", "pool") == (first["command"], first["session"], first["worker_id"], first["pool"])
+    assert ("run", "s", "pool-0-1", "pool") == (
+        first["command"],
+        first["session"],
+        first["worker_id"],
+        first["pool"],
+    )
     durations = [m["duration_s"] for event, m, _ in seen if event == "snakepit.worker.request"]
     assert durations[3] >= 0.1
     assert [("run", None)] == [(m["command"], m["session"]) for m in of(seen, "pool.queue_timeout")]

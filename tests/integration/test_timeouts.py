@@ -3,21 +3,32 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
-import threading
 import time
 from concurrent.futures import CancelledError
 from pathlib import Path
 from typing import Any
 
 import pytest
-from integration.workers.pools import LIMIT_S, adapter, balance, config, handler_pool, is_gone, lines, saboteur_pool
+from integration.workers.pools import (
+    HANDLERS,
+    LIMIT_S,
+    adapter,
+    balance,
+    config,
+    handler_pool,
+    is_gone,
+    lines,
+    manager_held,
+    saboteur_pool,
+)
+
+from snakepit import CommandTimeout, PythonAdapter, QueueTimeout, WorkerDied
 
 import gates
 from gates import Gate
 from leaks import wait_until
-from snakepit import CommandTimeout, PythonAdapter, QueueTimeout, WorkerDied
-from integration.workers.pools import HANDLERS
 
 
 class Timed(PythonAdapter):
@@ -119,36 +130,25 @@ def test_the_clock_starts_when_the_request_is_the_oldest(gate: Gate) -> None:
         assert [1, 2] == [first.result(LIMIT_S), second.result(LIMIT_S)]
 
 
-def test_reply_beats_deadline() -> None:
+def test_reply_beats_deadline(gate: Gate) -> None:
     """A reply that lies in the pipe when the deadline is handled is the result."""
-    held, let_go = threading.Event(), threading.Event()
+    with handler_pool(1) as ex:
+        ex.wait_ready()
+        future = ex.submit("hold", {"gate": gate.path, "value": "in time"}, timeout=0.3)
+        sent_at = time.monotonic()
+        gate.wait_started()
+        (link,) = ex._manager._links.values()
 
-    def hold_the_manager(_: object) -> None:
-        held.set()
-        let_go.wait(LIMIT_S)
+        with manager_held(ex):
+            gate.open()
+            wait_until(
+                lambda: select.select([link.channel.reply_fd], [], [], 0)[0], what="the reply is there"
+            )
+            wait_until(lambda: time.monotonic() > sent_at + 0.35, what="the deadline is over")
+            assert not future.done()
 
-    with handler_pool(2) as ex:
-        ex.wait_ready(workers=2)
-        blocker = ex.submit("run", {"value": 0})
-        blocker.add_done_callback(hold_the_manager)
-        assert held.wait(LIMIT_S)
-        let_go.set()
-        blocker.result(LIMIT_S)
-        held.clear()
-        let_go.clear()
-
-        # Sent, then the manager is held until the deadline is over, while the worker answers.
-        slow = ex.submit("run", {"value": "in time"}, timeout=0.3)
-        wait_until(lambda: slow.running() or slow.done())
-        other = ex.submit("run", {"value": 1})
-        other.add_done_callback(hold_the_manager)
-        if held.wait(LIMIT_S) and not slow.done():
-            pause_until = time.monotonic() + 0.5
-            wait_until(lambda: time.monotonic() > pause_until)
-        let_go.set()
-
-        assert "in time" == slow.result(LIMIT_S)
-        assert 0 == ex.stats().command_timeouts
+        assert "in time" == future.result(LIMIT_S)
+        assert (0, 1) == (ex.stats().command_timeouts, ex.stats().completed)
 
 
 def test_cancel_running_ends_that_worker_only(make_gate: Any, tmp_path: Path) -> None:

@@ -104,7 +104,10 @@ def test_no_wake_up_is_lost() -> None:
         for n in range(each):
             inbox.post(number * each + n)
 
-    threads = [threading.Thread(target=own), *(threading.Thread(target=post, args=(n,)) for n in range(posters))]
+    threads = [
+        threading.Thread(target=own),
+        *(threading.Thread(target=post, args=(n,)) for n in range(posters)),
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:

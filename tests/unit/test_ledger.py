@@ -44,7 +44,16 @@ def begin(ledger: Ledger, one: Request) -> None:
 def numbers(ledger: Ledger) -> dict[str, int]:
     """Return the counters that are not 0."""
     stats = ledger.stats()
-    names = ("requests", "completed", "errors", "cancelled", "queue_timeouts", "command_timeouts", "queued", "running")
+    names = (
+        "requests",
+        "completed",
+        "errors",
+        "cancelled",
+        "queue_timeouts",
+        "command_timeouts",
+        "queued",
+        "running",
+    )
     return {name: getattr(stats, name) for name in names if getattr(stats, name)}
 
 
@@ -101,7 +110,9 @@ def test_reply_and_cancel_settle_once(inbox: Inbox) -> None:
         start = threading.Barrier(2)
         won: dict[str, bool] = {}
 
-        def reply(ledger: Ledger = ledger, one: Request = one, start: threading.Barrier = start, won: Any = won) -> None:
+        def reply(
+            ledger: Ledger = ledger, one: Request = one, start: threading.Barrier = start, won: Any = won
+        ) -> None:
             start.wait()
             won["reply"] = ledger.finish(one, Outcome.COMPLETED, None)
             if won["reply"]:
@@ -158,7 +169,9 @@ def test_the_limit_counts_unsettled_requests(inbox: Inbox) -> None:
     first, second = request(), request()
     admit(ledger, first, second)
 
-    with pytest.raises(QueueFull, match=r"2 unsettled requests, 2 allowed \(workers 0, busy 0, starting 0, queued 2\)"):
+    with pytest.raises(
+        QueueFull, match=r"2 unsettled requests, 2 allowed \(workers 0, busy 0, starting 0, queued 2\)"
+    ):
         admit(ledger, request())
     ledger.settle(first, Outcome.CANCELLED)
     admit(ledger, request())
@@ -199,7 +212,8 @@ def test_blocked_callers_are_woken_one_by_one(inbox: Inbox) -> None:
     admit(ledger, first)
     waiting = [request() for _ in range(5)]
     threads = [
-        threading.Thread(target=ledger.admit, args=(one,), kwargs={"block": True, "deadline": None}) for one in waiting
+        threading.Thread(target=ledger.admit, args=(one,), kwargs={"block": True, "deadline": None})
+        for one in waiting
     ]
     for thread in threads:
         thread.start()

@@ -469,6 +469,25 @@ def test_spawning_after_the_end_fails(pool: Pool) -> None:
     assert isinstance(pool.next(SpawnFailed).error, RuntimeError)
 
 
+def test_a_watchdog_that_was_not_started_refuses() -> None:
+    """Before its start a watchdog starts no process and takes no descriptor."""
+    events: list[object] = []
+    watchdog = Watchdog("test", events.append, kill_grace_s=1, stderr_tail_bytes=10)
+
+    watchdog.spawn("w1", sh("exit 0"))
+
+    (failed,) = events
+    assert isinstance(failed, SpawnFailed)
+    assert isinstance(failed.error, RuntimeError)
+    assert watchdog.join(0)
+
+
+def test_a_watchdog_starts_once(pool: Pool) -> None:
+    """A second start is an error of the caller's."""
+    with pytest.raises(RuntimeError, match="started before"):
+        pool.watchdog.start()
+
+
 def test_a_thread_that_cannot_start_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """When the system has no thread, start raises."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import tracemalloc
@@ -44,7 +45,7 @@ def feed_in_pieces(codec: MessageDecoder, data: bytes, cuts: list[int]) -> list[
     """Feed data cut at these places and return the messages."""
     messages: list[Any] = []
     places = [0, *sorted(cuts), len(data)]
-    for start, end in zip(places, places[1:], strict=False):
+    for start, end in itertools.pairwise(places):
         messages += codec.feed(data[start:end])
     return messages
 
@@ -52,7 +53,11 @@ def feed_in_pieces(codec: MessageDecoder, data: bytes, cuts: list[int]) -> list[
 text = st.text(st.characters(exclude_categories=("Cs",)), max_size=10)
 scalars = st.none() | st.booleans() | st.integers(-(2**70), 2**70) | text | st.binary(max_size=20)
 scalars |= st.floats(allow_nan=False, allow_infinity=False)
-values = st.recursive(scalars, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(text, inner, max_size=4), max_leaves=12)
+values = st.recursive(
+    scalars,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(text, inner, max_size=4),
+    max_leaves=12,
+)
 
 
 @given(st.lists(values, min_size=1, max_size=4), st.data())
@@ -63,12 +68,14 @@ def test_round_trip_however_it_is_split(items: list[Any], data: st.DataObject) -
 
     messages = feed_in_pieces(decoder(), stream, cuts)
 
-    assert [(n, "echo", item) for n, item in enumerate(items)] == [(m["id"], m["command"], m["args"]) for m in messages]
+    assert [(n, "echo", item) for n, item in enumerate(items)] == [
+        (m["id"], m["command"], m["args"]) for m in messages
+    ]
     assert repr(items) == repr([m["args"] for m in messages])
 
 
 def test_split_at_every_byte() -> None:
-    """A stream of two messages with attachments decodes the same for every place of one cut, and byte by byte."""
+    """Two messages with attachments decode the same for every place of one cut, and byte by byte."""
     stream = encode({"a": [b"one", b"", {"b": b"three"}], "text": "\u00e9"}, 1) + encode([1.5, None], 2)
     whole = decoder().feed(stream)
 
@@ -104,11 +111,14 @@ def test_split_at_every_byte() -> None:
         (frame(b'{"result":"text","attachments":[{"path":"/result/0","len":0}]}'), "without a place"),
         (frame(b'{"attachments":[{"path":7,"len":0}]}'), "bad attachments"),
         (frame(b'{"attachments":[{"path":"/result","len":2000000}]}'), "max_message_bytes"),
-        (frame(b'{"result":null,"attachments":[{"path":"/result","len":2}]}') + frame(b"abc"), "longer than the 2"),
+        (
+            frame(b'{"result":null,"attachments":[{"path":"/result","len":2}]}') + frame(b"abc"),
+            "longer than the 2",
+        ),
     ],
 )
 def test_garbage_after_good_messages(garbage: bytes, text: str) -> None:
-    """For every split: the messages before the garbage arrive, then one error that shows it, then nothing."""
+    """For every split: the messages before the garbage arrive, then one error, then nothing."""
     good = encode("first", 1) + encode("second", 2)
     stream = good + garbage + encode("never", 3)
     cuts = range(len(stream)) if len(stream) < 1000 else [len(good), len(good) + 3, len(stream) - 5]
@@ -139,7 +149,7 @@ def test_pickles_only_where_they_are_allowed(allowed: bool) -> None:
 
 
 def test_the_end_inside_a_frame() -> None:
-    """A stream that ends inside a frame, or before its attachments, is an error; between two messages it is none."""
+    """A stream that ends inside a frame, or before its attachments, is an error; elsewhere it is none."""
     stream = encode({"a": b"data"}, 1)
 
     for cut in range(1, len(stream)):
@@ -154,7 +164,7 @@ def test_the_end_inside_a_frame() -> None:
 
 @given(st.binary(max_size=300), st.integers(0, 300))
 def test_fuzz(data: bytes, cut: int) -> None:
-    """Arbitrary bytes give messages or one ProtocolError, never another exception, and the same for any split."""
+    """Arbitrary bytes give messages or one ProtocolError, no other exception, the same for any split."""
     whole, split = decoder(), decoder()
 
     first = whole.feed(data)
@@ -199,7 +209,9 @@ def test_an_announced_length_reserves_nothing() -> None:
 def test_many_attachments_take_linear_time() -> None:
     """20,000 attachments in one message are put together in far less than a second."""
     items = [b"x"] * 20_000
-    content = encode_command("echo", items, session_id=None, max_frame_bytes=1 << 26, max_message_bytes=1 << 26)
+    content = encode_command(
+        "echo", items, session_id=None, max_frame_bytes=1 << 26, max_message_bytes=1 << 26
+    )
     stream = b"".join(encode_message(content, 1))
     codec = MessageDecoder(max_frame_bytes=1 << 26, max_message_bytes=1 << 26)
 
@@ -223,7 +235,9 @@ def test_attachments_are_cut_to_frames() -> None:
 def test_what_joins_a_request_when_it_is_sent() -> None:
     """Id, session, deadline, claim and time are members of the object, each only when asked for."""
     plain = json.loads(encode(1, 5)[4:])
-    full = json.loads(encode(1, 5, session_id='s"\u00e9', session=True, timestamp=True, deadline_ms=70, claim=True)[4:])
+    full = json.loads(
+        encode(1, 5, session_id='s"\u00e9', session=True, timestamp=True, deadline_ms=70, claim=True)[4:]
+    )
     unsaid = json.loads(encode(1, 5, session_id="s")[4:])
 
     assert {"id": 5, "command": "echo", "args": 1} == plain == unsaid
@@ -235,11 +249,15 @@ def test_a_request_never_exceeds_the_frame_limit() -> None:
     """Whatever encode_command admits fits the limit with everything that joins it later."""
     for size in range(500, 1100):
         try:
-            content = encode_command("c", "x" * size, session_id="s" * 100, max_frame_bytes=1024, max_message_bytes=1024)
+            content = encode_command(
+                "c", "x" * size, session_id="s" * 100, max_frame_bytes=1024, max_message_bytes=1024
+            )
         except EncodeError as error:
             assert "max_frame_bytes is 1024" in str(error)
             continue
-        buffers = encode_message(content, 2**53 - 1, session=True, timestamp=True, deadline_ms=10**9, claim=True)
+        buffers = encode_message(
+            content, 2**53 - 1, session=True, timestamp=True, deadline_ms=10**9, claim=True
+        )
         assert len(b"".join(buffers)) - 4 <= 1024
 
 
@@ -282,4 +300,6 @@ def test_golden_transcripts(path: Path) -> None:
 
     assert (None, None) == (whole.error, whole.finish())
     assert messages == one_by_one
-    assert expected == [{k: v for k, v in m.items() if k != "result"} for m in messages if isinstance(m, dict)]
+    assert expected == [
+        {k: v for k, v in m.items() if k != "result"} for m in messages if isinstance(m, dict)
+    ]

@@ -25,7 +25,7 @@ def note(log, value):
     """Append a line to a run log, whole even when several processes write."""
     if log:
         fd = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        os.write(fd, ("%s\n" % value).encode())
+        os.write(fd, f"{value}\n".encode())
         os.close(fd)
 
 
@@ -61,7 +61,7 @@ def env(name):
 
 @command
 def put(key, value, log=None):
-    note(log, "%s=%s" % (key, value))
+    note(log, f"{key}={value}")
     context().state[key] = value
     return os.getpid()
 

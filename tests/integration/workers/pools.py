@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -74,6 +75,25 @@ def balance(stats: Any) -> int:
     """Return what the counters of ended and pending requests add up to."""
     ended = stats.completed + stats.errors + stats.cancelled + stats.queue_timeouts + stats.command_timeouts
     return int(ended + stats.queued + stats.running)
+
+
+@contextmanager
+def manager_held(ex: SnakepitExecutor) -> Iterator[None]:
+    """Hold the pool's own thread in the middle of a turn, after it has looked at the pipes."""
+    held, let_go = threading.Event(), threading.Event()
+
+    def hold(_: object) -> None:
+        held.set()
+        assert let_go.wait(LIMIT_S)
+
+    thread = threading.Thread(target=ex._manager.ask, args=(hold,))
+    thread.start()
+    assert held.wait(LIMIT_S)
+    try:
+        yield
+    finally:
+        let_go.set()
+        thread.join(LIMIT_S)
 
 
 Seen = list[tuple[str, dict[str, Any], dict[str, Any]]]

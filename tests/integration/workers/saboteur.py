@@ -172,7 +172,7 @@ def do(request):
         reply(number, os.getpid())
         os.kill(os.getpid(), signal.SIGSTOP)
     else:
-        reply(number, "no such knob: %s" % how, success=False)
+        reply(number, f"no such knob: {how}", success=False)
 
 
 def main():
