@@ -69,7 +69,7 @@ coverage: $(VENV)/.installed-dev ## Branch coverage; the pure modules must be co
 	$(PYTEST) --cov --cov-report= tests/unit
 	$(BIN)/coverage report
 	$(BIN)/coverage report --fail-under=100 \
-	  --include='snakepit/_wire.py,snakepit/_values.py,snakepit/_scheduler.py,snakepit/sessions.py,snakepit/config.py'
+	  --include='snakepit/_wire/messages.py,snakepit/_wire/values.py,snakepit/_core/scheduler.py,snakepit/sessions.py,snakepit/config.py'
 
 .PHONY: docs
 docs: $(VENV)/.installed-dev ## Build the documentation, warnings are errors

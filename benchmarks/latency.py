@@ -1,6 +1,6 @@
 """How long does one call take, when the next one is made after its answer?
 
-    python benchmarks/latency.py [--calls 500] [--rounds 15] [--workers 2]
+python benchmarks/latency.py [--calls 500] [--rounds 15] [--workers 2]
 """
 
 from __future__ import annotations

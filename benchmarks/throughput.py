@@ -1,6 +1,6 @@
 """How many trivial tasks a second, when they are submitted at once; and does a long queue cost more a task?
 
-    python benchmarks/throughput.py [--tasks 20000] [--rounds 5] [--workers 2]
+python benchmarks/throughput.py [--tasks 20000] [--rounds 5] [--workers 2]
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ._future import SnakepitFuture
-from ._model import PoolStats, WorkerInfo
+from ._core.model import PoolStats, WorkerInfo
+from ._pool.future import SnakepitFuture
 from .adapters import Adapter, CallableAdapter, CommandAdapter, JavaScriptAdapter, PythonAdapter, WorkerSpec
 from .config import PoolConfig
 from .errors import (

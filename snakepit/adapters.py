@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import attrs
 
 from ._bridges import bridge_path
-from ._values import JsonValue, encode_value
+from ._wire.values import JsonValue, encode_value
 from .errors import EncodeError, WorkerStartError
 
 __all__ = (
@@ -142,14 +142,18 @@ def _find_executable(program: str, adapter: Adapter) -> str:
     if os.sep in name:
         name = os.path.abspath(adapter._from_cwd(name) if adapter.cwd is not None else name)
         if not os.path.isfile(name):
-            raise WorkerStartError(f"{kind}: no program at {name!r}; give the path of an existing one", argv=(name,))
+            raise WorkerStartError(
+                f"{kind}: no program at {name!r}; give the path of an existing one", argv=(name,)
+            )
         if not os.access(name, os.X_OK):
             raise WorkerStartError(f"{kind}: {name!r} is not executable (chmod +x it)", argv=(name,))
         return name
     env = {**(os.environ if adapter.inherit_env else {}), **(adapter.env or {})}
     found = shutil.which(name, path=env.get("PATH", os.defpath))
     if found is None:
-        raise WorkerStartError(f"{kind}: no program {name!r} in PATH; install it or give its path", argv=(name,))
+        raise WorkerStartError(
+            f"{kind}: no program {name!r} in PATH; install it or give its path", argv=(name,)
+        )
     return os.path.abspath(found)
 
 
@@ -174,7 +178,9 @@ def _check_common(adapter: Adapter) -> None:
         raise ValueError(f"{kind}: cwd {os.fspath(adapter.cwd)!r} is not a directory")
     _, attachments = encode_value(adapter.start_args, "/start_args")
     if attachments:
-        raise EncodeError(f"{kind}: {attachments[0][0]}: bytes cannot be sent at the start; encode them as text")
+        raise EncodeError(
+            f"{kind}: {attachments[0][0]}: bytes cannot be sent at the start; encode them as text"
+        )
 
 
 class CommandAdapter(Adapter):

@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         130 interrupted, 141 when the reader of the output has gone, and those of ``snakepit run``.
     """
     try:
-        from ._commands import invoke
+        from ._cli.commands import invoke
 
         status = invoke(sys.argv[1:] if argv is None else list(argv))
         sys.stdout.flush()

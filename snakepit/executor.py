@@ -16,20 +16,21 @@ from typing import Any
 
 import attrs
 
-from . import _callables, _lifetime, telemetry
-from . import _model as m
-from ._calls import COMMAND_KEYWORDS, CallOptions, Encoder, check_session_id
+from . import telemetry
 from ._clock import INHERIT, Inherit, check_timeout, monotonic_s, pick_timeout
-from ._future import SnakepitFuture
+from ._core import model as m
+from ._core.model import PoolStats, Request, WorkerInfo
+from ._core.scheduler import Scheduler
 from ._inbox import Inbox
-from ._launch import Launcher
-from ._ledger import Ledger
-from ._manager import Manager, describe_worker
-from ._map import check_chunksize, results_as_completed, results_in_order
-from ._model import PoolStats, Request, WorkerInfo
-from ._scheduler import Scheduler
-from ._values import JsonValue
-from ._views import OptionsView, SessionView
+from ._pool import lifetime as _lifetime
+from ._pool.calls import COMMAND_KEYWORDS, CallOptions, Encoder, check_session_id
+from ._pool.future import SnakepitFuture
+from ._pool.launch import Launcher
+from ._pool.ledger import Ledger
+from ._pool.manager import Manager, describe_worker
+from ._pool.map import check_chunksize, results_as_completed, results_in_order
+from ._pool.views import OptionsView, SessionView
+from ._wire import callables as _callables
 from .adapters import Adapter, CallableAdapter
 from .config import PoolConfig
 from .errors import QueueFull
@@ -119,7 +120,8 @@ class SnakepitExecutor(Executor):
             else None
         )
         self._options = CallOptions(
-            timeout=check_timeout("timeout", timeout), queue_timeout=check_timeout("queue_timeout", queue_timeout)
+            timeout=check_timeout("timeout", timeout),
+            queue_timeout=check_timeout("queue_timeout", queue_timeout),
         )
         self._encoder = Encoder(adapter, config)
         self._start(size, least, max_queue_size)
@@ -329,7 +331,9 @@ class SnakepitExecutor(Executor):
             return partial(self._submit_call_chunk, command, base, (chunksize or 1) > 1)
         if len(iterables) != 1:
             raise TypeError(f"map({command!r}, ...) takes one iterable of args, not {len(iterables)}")
-        _refuse_keywords("map", options, {*COMMAND_KEYWORDS, "item_timeout", "return_exceptions"} - {"timeout"})
+        _refuse_keywords(
+            "map", options, {*COMMAND_KEYWORDS, "item_timeout", "return_exceptions"} - {"timeout"}
+        )
         given = {name: value for name, value in options.items() if name in COMMAND_KEYWORDS}
         if "item_timeout" in options:
             given["timeout"] = check_timeout("item_timeout", options["item_timeout"])
@@ -435,7 +439,9 @@ class SnakepitExecutor(Executor):
         with self._sessions_lock:
             if self._sessions is None:
                 config = self._config
-                self._sessions = SessionStore(default_ttl_s=config.session_ttl_s, max_sessions=config.max_sessions)
+                self._sessions = SessionStore(
+                    default_ttl_s=config.session_ttl_s, max_sessions=config.max_sessions
+                )
             return self._sessions
 
     @property
@@ -484,7 +490,9 @@ class SnakepitExecutor(Executor):
         except TimeoutError:
             if waiter.done():
                 raise
-            raise TimeoutError(f"{workers} ready workers were not there within {limit_s} s: {self.stats()}") from None
+            raise TimeoutError(
+                f"{workers} ready workers were not there within {limit_s} s: {self.stats()}"
+            ) from None
 
     def restart_worker(self, worker_id: str) -> None:
         """Drain one worker and replace it; returns when that has begun.
@@ -518,7 +526,9 @@ class SnakepitExecutor(Executor):
         self._shut_door()
         self._manager.request(m.EndRequested(kill))
 
-    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False, timeout: float | None = None) -> None:
+    def shutdown(
+        self, wait: bool = True, *, cancel_futures: bool = False, timeout: float | None = None
+    ) -> None:
         """Accept no more; finish accepted work; end the workers.  May be called again, from any thread.
 
         Args:
@@ -566,7 +576,9 @@ class SnakepitExecutor(Executor):
 def _refuse_keywords(method: str, given: Mapping[str, Any], allowed: set[str]) -> None:
     for name in given:
         if name not in allowed:
-            raise TypeError(f"{method}() got an unexpected keyword argument {name!r}; it takes {', '.join(sorted(allowed))}")
+            raise TypeError(
+                f"{method}() got an unexpected keyword argument {name!r}; it takes {', '.join(sorted(allowed))}"
+            )
 
 
 def _rss(pid: int | None) -> int | None:

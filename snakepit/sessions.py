@@ -16,9 +16,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
-from ._session_backends import MemoryBackend, SessionBackend, Table
-from ._session_locks import Turns
-from ._session_records import (
+from ._store.backends import MemoryBackend, SessionBackend, Table
+from ._store.locks import Turns
+from ._store.records import (
     Row,
     Session,
     SessionStats,
@@ -28,7 +28,7 @@ from ._session_records import (
     check_ttl,
     new_version,
 )
-from ._session_sqlite import SQLiteBackend
+from ._store.sqlite import SQLiteBackend
 from .errors import SessionError, SessionExists, SessionNotFound, SessionQuotaExceeded
 
 __all__ = ("MemoryBackend", "SQLiteBackend", "Session", "SessionBackend", "SessionStats", "SessionStore")

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from ._values import JsonValue
+from ._wire.values import JsonValue
 from .adapters import CommandAdapter
 
 __all__ = ("FakeClock", "ScriptedAdapter", "ThreadSequencer")

@@ -17,6 +17,9 @@ __all__ = ("PACKAGE", "ROOT", "Import", "imports_of", "load", "modules", "public
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "snakepit"
 
+DATA = {"demo_handlers", "bridges"}
+"""Folders of the package that hold files for workers, not modules of the host."""
+
 NOT_SOURCES = {".git", "__pycache__", "_build", "build", "dist", "node_modules"}
 TEXT_SUFFIXES = {"", ".cfg", ".cjs", ".json", ".js", ".md", ".mjs", ".py", ".rb", ".sh", ".toml", ".txt"}
 
@@ -36,8 +39,13 @@ class Import(NamedTuple):
 
 
 def modules() -> dict[str, Path]:
-    """Return ``{name: path}`` of every module of the package, without the leading ``snakepit.``."""
-    return {path.stem: path for path in sorted(PACKAGE.glob("*.py"))}
+    """Return ``{name: path}`` of every module, e.g. ``"executor"`` or ``"_core.scheduler"``."""
+    found = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        if parts[0] not in DATA and (len(parts) == 1 or parts[-1] != "__init__"):
+            found[".".join(parts)] = path
+    return found
 
 
 def public_modules() -> list[str]:
@@ -63,23 +71,29 @@ def imports_of(path: Path) -> list[Import]:
     }
     found = []
     for node in ast.walk(tree):
-        for name in _names(node):
+        for name in _names(node, path):
             found.append(Import(name, getattr(node, "lineno", 0), id(node) in for_types))
     return found
 
 
-def _names(node: ast.AST) -> Iterator[str]:
+def _names(node: ast.AST, path: Path) -> Iterator[str]:
     if isinstance(node, ast.Import):
         for alias in node.names:
             yield alias.name
     elif isinstance(node, ast.ImportFrom):
-        base = ("snakepit" + (f".{node.module}" if node.module else "")) if node.level else str(node.module)
-        if base != "snakepit":
+        base = str(node.module)
+        if node.level:
+            folder = path.parents[node.level - 1]
+            base = ".".join(
+                ["snakepit", *folder.relative_to(PACKAGE).parts, *([node.module] if node.module else [])]
+            )
+        place = PACKAGE.joinpath(*base.split(".")[1:])
+        if not base.startswith("snakepit") or not place.is_dir():
             yield base
             return
-        for alias in node.names:  # `from . import _model`, or a name of the package itself
-            is_module = (PACKAGE / f"{alias.name}.py").exists()
-            yield f"snakepit.{alias.name}" if is_module else "snakepit.__init__"
+        for alias in node.names:  # `from ._core import model`, or a name of the package itself
+            is_module = (place / f"{alias.name}.py").exists()
+            yield f"{base}.{alias.name}" if is_module else f"{base}.__init__"
 
 
 def text_files() -> list[Path]:

@@ -22,7 +22,7 @@ from typing import Any
 
 import pytest
 
-from snakepit import _callables
+from snakepit._wire import callables as _callables
 from snakepit.errors import CommandError, ResultError
 
 BRIDGE = Path(__file__).resolve().parents[2] / "bridges" / "python" / "snakepit_bridge.py"

@@ -21,7 +21,7 @@ from integration.workers.pools import (
 )
 
 from snakepit import WorkerDied
-from snakepit._reports import Exited
+from snakepit._supervision.reports import Exited
 
 from gates import Gate
 from leaks import wait_until

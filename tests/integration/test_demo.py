@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 
 from snakepit import PythonAdapter, SnakepitExecutor
-from snakepit._demo import HANDLERS, _check, _load_handlers, _Run
+from snakepit._cli.demo import HANDLERS, _check, _load_handlers, _Run
 
 from leaks import wait_until
 

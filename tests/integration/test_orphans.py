@@ -25,7 +25,7 @@ ORPHANS_LIMIT_S = 2.0
 HOST = """
 import json, os, sys, threading
 from snakepit import CallableAdapter, JavaScriptAdapter, PythonAdapter, SnakepitExecutor
-from snakepit._guardian import GUARDIAN
+from snakepit._supervision.guardian import GUARDIAN
 from integration import callables_lib as lib
 
 kind, gate, handlers, file = sys.argv[1:]

@@ -12,10 +12,10 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from snakepit import _model as m
-from snakepit._affinity import Session
-from snakepit._model import Request, Worker
-from snakepit._scheduler import Scheduler
+from snakepit._core import model as m
+from snakepit._core.affinity import Session
+from snakepit._core.model import Request, Worker
+from snakepit._core.scheduler import Scheduler
 from snakepit.config import PoolConfig
 
 ENDS = (m.Resolve, m.Fail, m.Cancel)

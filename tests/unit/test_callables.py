@@ -16,8 +16,8 @@ from typing import Any
 import cloudpickle
 import pytest
 
-from snakepit import _callables
-from snakepit._callables import (
+from snakepit._wire import callables as _callables
+from snakepit._wire.callables import (
     Preparation,
     RemoteTraceback,
     decode_reply,
@@ -218,7 +218,7 @@ def test_malformed_bodies_are_exceptions() -> None:
 def test_plain_preparation_starts_no_helper() -> None:
     """Without an initializer neither loky is imported nor a tracker process started."""
     source = (
-        "import sys, pickle; from snakepit._callables import Preparation\n"
+        "import sys, pickle; from snakepit._wire.callables import Preparation\n"
         "payload, fds = Preparation().build()\n"
         "data = pickle.loads(payload)\n"
         "tracker = sys.modules.get('multiprocessing.resource_tracker')\n"

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import pytest
 
-from snakepit._channel import Channel
+from snakepit._pool.channel import Channel
 
 
 class Pair(NamedTuple):

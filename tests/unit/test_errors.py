@@ -9,7 +9,7 @@ from concurrent.futures.process import BrokenProcessPool
 import pytest
 
 from snakepit import errors
-from snakepit._model import describe_exit
+from snakepit._core.model import describe_exit
 from snakepit.errors import CommandError, SnakepitError, WorkerDied, WorkerStartError
 
 BASES = {

@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from snakepit import _guardian
-from snakepit._guardian import GUARDIAN, Guardian
-from snakepit._procfs import process_record, process_start, run_token
+from snakepit._supervision import guardian as _guardian
+from snakepit._supervision.guardian import GUARDIAN, Guardian
+from snakepit._supervision.procfs import process_record, process_start, run_token
 
 from leaks import wait_until
 

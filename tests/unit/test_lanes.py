@@ -6,8 +6,8 @@ import gc
 import random
 import weakref
 
-from snakepit._lanes import Lane, Tally
-from snakepit._model import Request
+from snakepit._core.lanes import Lane, Tally
+from snakepit._core.model import Request
 
 
 def request(seq: int, priority: int = 0) -> Request:

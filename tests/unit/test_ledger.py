@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from snakepit._clock import monotonic_s
-from snakepit._future import SnakepitFuture
+from snakepit._core.model import Outcome, Request, RequestKind, Submitted
 from snakepit._inbox import Inbox
-from snakepit._ledger import Ledger
-from snakepit._model import Outcome, Request, RequestKind, Submitted
+from snakepit._pool.future import SnakepitFuture
+from snakepit._pool.ledger import Ledger
 from snakepit.errors import QueueFull
 
 

@@ -13,10 +13,11 @@ from pathlib import Path
 import attrs
 import pytest
 
-from snakepit import _held_fds, _spawn
-from snakepit._process import ChildProcess, ExitStatus
-from snakepit._procfs import process_table
-from snakepit._spawn import SpawnSpec, find_setpriv, start_process
+from snakepit._supervision import held_fds as _held_fds
+from snakepit._supervision import spawn as _spawn
+from snakepit._supervision.process import ChildProcess, ExitStatus
+from snakepit._supervision.procfs import process_table
+from snakepit._supervision.spawn import SpawnSpec, find_setpriv, start_process
 from snakepit.errors import InternalError
 
 from leaks import wait_until
@@ -134,7 +135,7 @@ def test_a_host_without_standard_streams_can_still_spawn() -> None:
 import os, sys
 sys.path.insert(0, sys.argv[1])
 report = os.dup(1)
-from snakepit._spawn import SpawnSpec, start_process
+from snakepit._supervision.spawn import SpawnSpec, start_process
 for fd in (0, 1, 2):
     os.close(fd)
 child = start_process(SpawnSpec(("sh", "-c", 'echo $SNAKEPIT_FDS; exit 4'), dict(os.environ)))

@@ -10,7 +10,13 @@ from collections.abc import Iterator
 
 import pytest
 
-from snakepit._procfs import kill_verified, process_record, process_start, process_table, run_token
+from snakepit._supervision.procfs import (
+    kill_verified,
+    process_record,
+    process_start,
+    process_table,
+    run_token,
+)
 
 from leaks import wait_until
 

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from unit.scheduling import Bench, outcome
 
-from snakepit import _model as m
-from snakepit._dispatcher import MAX_AHEAD, MAX_AHEAD_BYTES
-from snakepit._model import Outcome, Request
+from snakepit._core import model as m
+from snakepit._core.dispatcher import MAX_AHEAD, MAX_AHEAD_BYTES
+from snakepit._core.model import Outcome, Request
 from snakepit.errors import CommandTimeout, InternalError, ProtocolError, QueueTimeout, WorkerDied
 
 

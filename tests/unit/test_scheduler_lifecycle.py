@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from unit.scheduling import Bench, outcome
 
-from snakepit import _model as m
-from snakepit._lifecycle import CLOSED_PIPE_GRACE_S
-from snakepit._model import ExitReason, Outcome, PoolState
+from snakepit._core import model as m
+from snakepit._core.lifecycle import CLOSED_PIPE_GRACE_S
+from snakepit._core.model import ExitReason, Outcome, PoolState
 from snakepit.errors import PoolBroken, ProtocolError, WorkerDied, WorkerStartError
 
 

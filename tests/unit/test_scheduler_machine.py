@@ -17,7 +17,7 @@ from hypothesis.stateful import (
 )
 from unit.scheduling import Bench, Process
 
-from snakepit import _model as m
+from snakepit._core import model as m
 
 LONG = os.environ.get("SNAKEPIT_LONG") == "1"
 """Many random examples instead of a few fixed ones; hypothesis prints the seed of a failure."""

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from unit.scheduling import Bench, Process, outcome
 
-from snakepit import _model as m
-from snakepit._model import Outcome, Request
+from snakepit._core import model as m
+from snakepit._core.model import Outcome, Request
 from snakepit.errors import CommandTimeout, SessionBusy, SessionLost, SessionQuotaExceeded, WorkerDied
 
 SETUP = (("load", None), ("warm", None))

@@ -22,7 +22,8 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from snakepit import _session_locks, _session_sqlite
+from snakepit._store import locks as _session_locks
+from snakepit._store import sqlite as _session_sqlite
 from snakepit.errors import SessionError, SessionExists, SessionNotFound, SessionQuotaExceeded
 from snakepit.sessions import MemoryBackend, Session, SessionStore, SQLiteBackend
 

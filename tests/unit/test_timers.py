@@ -6,7 +6,7 @@ import gc
 import weakref
 from typing import Any
 
-from snakepit._timers import Timers
+from snakepit._core.timers import Timers
 
 
 class Owner:

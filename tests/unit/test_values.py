@@ -13,8 +13,8 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
 
-from snakepit import _values
-from snakepit._values import MAX_DEPTH, decode_json, encode_value, insert_attachments
+from snakepit._wire import values as _values
+from snakepit._wire.values import MAX_DEPTH, decode_json, encode_value, insert_attachments
 from snakepit.errors import EncodeError
 
 JSON = st.recursive(

@@ -19,13 +19,17 @@ from typing import Any, TypeVar
 import attrs
 import pytest
 
-from snakepit import _process, _procfs, _spawn, _stderr, _ward
-from snakepit._guardian import GUARDIAN
-from snakepit._process import ChildProcess
-from snakepit._procfs import process_record
-from snakepit._reports import Exited, RssMeasured, Spawned, SpawnFailed, WatchdogFailed
-from snakepit._spawn import SpawnSpec, find_setpriv, start_process
-from snakepit._watchdog import Watchdog
+from snakepit._supervision import process as _process
+from snakepit._supervision import procfs as _procfs
+from snakepit._supervision import spawn as _spawn
+from snakepit._supervision import stderr as _stderr
+from snakepit._supervision import ward as _ward
+from snakepit._supervision.guardian import GUARDIAN
+from snakepit._supervision.process import ChildProcess
+from snakepit._supervision.procfs import process_record
+from snakepit._supervision.reports import Exited, RssMeasured, Spawned, SpawnFailed, WatchdogFailed
+from snakepit._supervision.spawn import SpawnSpec, find_setpriv, start_process
+from snakepit._supervision.watchdog import Watchdog
 
 from leaks import wait_until
 
@@ -645,10 +649,10 @@ def test_the_guardian_leaves_with_the_last_pool(make_pool: Callable[..., Pool]) 
 HOST = """
 import os, queue, signal, subprocess, sys
 sys.path.insert(0, sys.argv[1])
-from snakepit import _spawn
-from snakepit._reports import Spawned
-from snakepit._spawn import SpawnSpec
-from snakepit._watchdog import Watchdog
+from snakepit._supervision import spawn as _spawn
+from snakepit._supervision.reports import Spawned
+from snakepit._supervision.spawn import SpawnSpec
+from snakepit._supervision.watchdog import Watchdog
 if "no-parent-death-signal" in sys.argv:
     _spawn.find_setpriv = lambda: None
 events = queue.SimpleQueue()
@@ -671,7 +675,7 @@ spawn("sh", "-c", "sleep 1000 & echo $!; setsid sleep 1000 & echo $!; wait", lin
 if "forked-sibling" in sys.argv and os.fork() == 0:
     os.read(0, 1)
     os._exit(0)
-from snakepit._guardian import GUARDIAN
+from snakepit._supervision.guardian import GUARDIAN
 if "leaked-lifeline" in sys.argv:
     subprocess.Popen(["cat"], stdout=subprocess.DEVNULL, pass_fds=(GUARDIAN._helper.lifeline.fileno(),))
 print(GUARDIAN.pid, *pids, flush=True)

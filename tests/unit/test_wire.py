@@ -13,8 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snakepit._values import decode_json
-from snakepit._wire import (
+from snakepit._wire.messages import (
     FrameDecoder,
     MessageDecoder,
     encode_command,
@@ -23,6 +22,7 @@ from snakepit._wire import (
     joined,
     show_bytes,
 )
+from snakepit._wire.values import decode_json
 from snakepit.errors import EncodeError, ProtocolError
 
 GOLDEN = Path(__file__).resolve().parent.parent.parent / "bridges" / "golden"

@@ -1,0 +1,166 @@
+"""The subcommands of ``snakepit`` and their options.
+
+Runs on the main thread; owns nothing.  Needs the extra ``cli``; each subcommand's work has a module.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import Any
+
+import click
+
+from .terminal import make_console
+
+__all__ = ("group", "invoke")
+
+
+def invoke(argv: Sequence[str]) -> int:
+    """Run the command line; return its exit status.
+
+    Raises:
+        KeyboardInterrupt: The user pressed Ctrl-C; raised here.
+        BrokenPipeError: The reader of the output has gone; raised here.
+    """
+    # What the pool would log is told by the commands themselves, in words for this occasion.
+    logging.getLogger("snakepit").addHandler(logging.NullHandler())
+    try:
+        status = group.main(args=list(argv), prog_name="snakepit", standalone_mode=False)
+    except click.exceptions.Abort:
+        raise KeyboardInterrupt from None
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except _ReaderGoneError as error:
+        raise BrokenPipeError from error
+    return status if isinstance(status, int) else 0
+
+
+class _ReaderGoneError(Exception):
+    """Carries a BrokenPipeError past click, which would end the process in its own way."""
+
+
+class _Group(click.Group):
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError as error:
+            raise _ReaderGoneError from error
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(version("snakepit-pool"), prog_name="snakepit")
+def group() -> None:
+    """A pool of worker processes in any language: try it, check the machine, call a worker by hand."""
+
+
+@group.command(
+    short_help="Work through the standard library, with a kill.",
+    epilog="""
+\b
+Examples:
+  snakepit demo
+  snakepit demo --limit 200 --no-node
+""",
+)
+@click.option("--workers", type=click.IntRange(min=1), help="Workers of each pool.  [default: one a CPU]")
+@click.option(
+    "--limit", type=click.IntRange(min=1), metavar="FILES", help="Take so many files, spread evenly over all."
+)
+@click.option(
+    "--node/--no-node", default=True, help="Also run the JavaScript job.  [default: where Node is found]"
+)
+def demo(workers: int | None, limit: int | None, node: bool) -> int:
+    """Parse the standard library's sources in a pool, and kill a worker in the middle.
+
+    The same files are first parsed in one process, for comparison.  The exit status is 1 if a file
+    was lost or counted twice, a result differs, or a process is left over.
+    """
+    from .demo import run_demo
+
+    return run_demo(make_console(), workers, limit, node)
+
+
+@group.command(
+    short_help="Run one command and print its result as JSON.",
+    epilog="""
+\b
+Examples:
+  snakepit run python compute '{"operation": "add", "a": 1, "b": 2}'
+  snakepit run node render '{"markdown": "# Hi"}' --handlers handlers.js
+  snakepit run 'ruby bridge.rb' ping
+  snakepit run python echo '[1, 2]' --repeat 1000 --workers 2 >results.jsonl
+  snakepit run python echo - <args.json
+""",
+)
+@click.argument("adapter")
+@click.argument("command")
+@click.argument("args_text", metavar="[JSON]", default="{}")
+@click.option("--session", metavar="ID", help="Run all calls in this session.")
+@click.option("--handlers", metavar="FILE", help="Handlers file (for Python also a module name).")
+@click.option(
+    "--repeat", type=click.IntRange(min=1), metavar="N", help="Call N times; print JSON Lines, and times."
+)
+@click.option("--timeout", "timeout_s", type=float, metavar="S", help="Seconds that each call may run.")
+@click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True, help="Calls at a time.")
+@click.option(
+    "--level", type=click.Choice(["0", "1"]), help="Protocol level of a command line.  [default: 0]"
+)
+@click.option("-v", "--verbose", is_flag=True, help="Show the worker's output, and tracebacks from it.")
+def run(adapter: str, command: str, args_text: str, **options: Any) -> int:
+    """Run one COMMAND in a worker and print its result as JSON.
+
+    ADAPTER is python, javascript (or node), or a command line in quotes that speaks the frame
+    protocol.  JSON is the command's args: {} if left out, read from stdin if it is "-"; put -- before
+    one that begins with a minus.
+
+    The exit status is 0; 1 if the command failed; 2 for a usage error; 3 if no worker could start;
+    124 if the time-out passed.
+    """
+    from .run import run_command
+
+    return run_command(adapter, command, args_text, **options)
+
+
+@group.command(
+    short_help="Look at interpreters, bridges and the system.",
+    epilog="""
+\b
+Examples:
+  snakepit doctor
+  snakepit doctor --json | jq .next_steps
+""",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def doctor(as_json: bool) -> int:
+    """Look at this machine: interpreters, bridges, and what the pool uses of the system.
+
+    Each interpreter with a bridge is started and asked.  The exit status is 0 if workers of this Python work.
+    """
+    from .doctor import run_doctor
+
+    return run_doctor(make_console(), as_json)
+
+
+@group.command(
+    short_help="Compare the cost of a call with other pools.",
+    epilog="""
+\b
+Examples:
+  snakepit bench
+  snakepit bench --rounds 9 --workers 4
+""",
+)
+@click.option(
+    "--workers", type=click.IntRange(min=1), default=2, show_default=True, help="Workers of each pool."
+)
+@click.option(
+    "--rounds", type=click.IntRange(min=1), default=5, show_default=True, help="Rounds over all pools."
+)
+def bench(workers: int, rounds: int) -> int:
+    """Compare the cost of one call with that of other pools, in this interpreter, on this machine."""
+    from .bench import run_bench
+
+    return run_bench(make_console(), workers, rounds)

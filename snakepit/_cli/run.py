@@ -1,0 +1,241 @@
+"""``snakepit run``: calls of one command in a worker, its results as JSON.
+
+Runs on the main thread; owns the one pool while it lives.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import logging
+import os
+import shlex
+import shutil
+import statistics
+import sys
+import time
+from collections import deque
+from typing import Any
+
+import click
+
+from .._pool.future import SnakepitFuture
+from .._wire.values import JsonValue
+from ..adapters import Adapter, CommandAdapter, JavaScriptAdapter, PythonAdapter
+from ..config import PoolConfig
+from ..errors import CommandTimeout, EncodeError, PoolBroken, SnakepitError, WorkerDied, WorkerStartError
+from ..executor import SnakepitExecutor
+
+__all__ = ("run_command",)
+
+FAILED = 1
+NOT_STARTED = 3
+TIMED_OUT = 124
+"""As ``timeout`` of the coreutils."""
+ALIASES: dict[str, type[PythonAdapter] | type[JavaScriptAdapter]] = {
+    "python": PythonAdapter,
+    "javascript": JavaScriptAdapter,
+    "node": JavaScriptAdapter,
+}
+SUFFIXES = (".py", ".js", ".cjs", ".mjs")
+
+
+def run_command(
+    adapter_text: str,
+    command: str,
+    args_text: str,
+    *,
+    session: str | None,
+    handlers: str | None,
+    repeat: int | None,
+    timeout_s: float | None,
+    workers: int,
+    level: str | None,
+    verbose: bool,
+) -> int:
+    """Run a command once or ``repeat`` times; results go to stdout, everything else to stderr.
+
+    Args:
+        adapter_text: An alias or a command line.
+        command: Its name.
+        args_text: JSON, or "-" to read it from stdin.
+        session: Session id, or None.
+        handlers: Handlers file, or None.
+        repeat: Number of calls, >= 1; None: one, without times.
+        timeout_s: Seconds a call may run, > 0; None: no limit.
+        workers: Pool size and calls at a time, >= 1.
+        level: "0" or "1" for a command line, else None.
+        verbose: Show the worker's output and tracebacks.
+
+    Returns:
+        The exit status: 0, 1 the command failed, 3 no worker could start, 124 time-out.
+
+    Raises:
+        click.UsageError: Bad input; raised here.
+    """
+    args = parse_args(args_text)
+    if verbose:
+        logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(name)s: %(message)s")
+    try:
+        adapter = make_adapter(adapter_text, handlers, level)
+        # One failed start is enough: nobody waits here for a worker to recover, nor long after Ctrl-C.
+        config = PoolConfig(restart_budget=1, shutdown_grace_s=0.5)
+        executor = SnakepitExecutor(adapter, workers, name="run", timeout=timeout_s, config=config)
+    except (WorkerStartError, OSError) as error:
+        return _complain(error, NOT_STARTED, verbose)
+    except (TypeError, ValueError) as error:
+        raise click.UsageError(str(error)) from None
+    with executor:
+        try:
+            executor.wait_ready(None)
+            return _call(executor, command, args, session, repeat, workers)
+        except CommandTimeout as error:
+            return _complain(error, TIMED_OUT, verbose)
+        except (WorkerStartError, PoolBroken) as error:
+            return _complain(error, NOT_STARTED, verbose)
+        except EncodeError as error:
+            raise click.UsageError(f"JSON: {error}") from None
+        except SnakepitError as error:
+            return _complain(error, FAILED, verbose)
+
+
+def parse_args(text: str) -> JsonValue:
+    """Return the JSON value of an argument.
+
+    Raises:
+        click.UsageError: Not JSON; the message says where; raised here.
+    """
+    if text == "-":
+        text = sys.stdin.read()
+    try:
+        value: JsonValue = json.loads(text, parse_constant=_refuse_constant)
+        return value
+    except json.JSONDecodeError as error:
+        line = text.splitlines()[error.lineno - 1] if text.strip() else ""
+        start = max(0, error.colno - 40)
+        pointer = f"\n  {line[start : start + 72]}\n  {' ' * (error.colno - 1 - start)}^" if line else ""
+        where = f"line {error.lineno}, column {error.colno}"
+        raise click.UsageError(f"JSON: {error.msg} at {where} (mind the shell's quotes){pointer}") from None
+    except (ValueError, RecursionError) as error:
+        raise click.UsageError(f"JSON: {error}") from None
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+def make_adapter(text: str, handlers: str | None, level: str | None) -> Adapter:
+    """Return the adapter for an alias or a command line.
+
+    Raises:
+        click.UsageError: Neither, or options that do not fit it; raised here.
+        TypeError, ValueError: The adapter refuses its parameters; raised here.
+    """
+    if (
+        handlers is not None
+        and (os.sep in handlers or handlers.endswith(SUFFIXES))
+        and not os.path.isfile(handlers)
+    ):
+        raise click.UsageError(f"--handlers: no file {handlers!r}")
+    if text in ALIASES:
+        if level is not None:
+            raise click.UsageError(f"--level is for a command line; {text} workers always have level 1")
+        return ALIASES[text](handlers)
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise click.UsageError(f"ADAPTER {text!r}: {error}") from None
+    choices = f"choose one of {', '.join(ALIASES)}, or a command line in quotes, e.g. 'ruby bridge.rb'"
+    if not words or (os.sep not in words[0] and shutil.which(words[0]) is None):
+        raise click.UsageError(
+            f"unknown adapter {text!r}: no alias, and no program of that name in PATH; {choices}"
+        )
+    if handlers is not None:
+        raise click.UsageError(
+            f"--handlers is for {', '.join(ALIASES)}; a command line names its files itself"
+        )
+    return CommandAdapter(words, level=int(level or 0))
+
+
+def _call(
+    executor: SnakepitExecutor,
+    command: str,
+    args: JsonValue,
+    session: str | None,
+    repeat: int | None,
+    workers: int,
+) -> int:
+    """Keep ``workers`` calls under way; print each result in the order of the calls."""
+    options: dict[str, Any] = {} if session is None else {"session": session}
+    taken_s: list[float] = []
+    pending: deque[SnakepitFuture] = deque()
+
+    def submit() -> None:
+        began_at = time.perf_counter()
+        future = executor.submit(command, args, **options)
+        future.add_done_callback(lambda _: taken_s.append(time.perf_counter() - began_at))
+        pending.append(future)
+
+    indent = 2 if repeat is None and sys.stdout.isatty() else None
+    count = repeat or 1
+    printed = 0
+    began_at = time.perf_counter()
+    try:
+        for number in range(count + workers):
+            if number < count:
+                submit()
+            if len(pending) > (workers - 1 if number < count else 0):
+                _print(pending.popleft().result(), indent)
+                printed += 1
+    finally:
+        elapsed_s = time.perf_counter() - began_at
+        for future in pending:
+            future.cancel()
+        if repeat is not None:
+            _print_times(printed, taken_s, elapsed_s)
+    return 0
+
+
+def _print(value: Any, indent: int | None) -> None:
+    is_unicode = (sys.stdout.encoding or "").lower().startswith("utf")
+    text = json.dumps(value, indent=indent, ensure_ascii=not is_unicode, default=_bytes_as_base64)
+    sys.stdout.write(text + "\n")
+
+
+def _bytes_as_base64(value: Any) -> Any:
+    """Show the one thing that a result may hold and JSON may not."""
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        return {"base64": base64.b64encode(value).decode()}
+    raise TypeError(f"{type(value).__name__} in a result")
+
+
+def _print_times(count: int, taken_s: list[float], elapsed_s: float) -> None:
+    if not count:
+        return
+    ordered = sorted(taken_s)
+    p99_s = ordered[max(0, -(-99 * len(ordered) // 100) - 1)]
+    print(
+        f"{count} calls: median {1000 * statistics.median(ordered):.3f} ms, p99 {1000 * p99_s:.3f} ms,"
+        f" {count / elapsed_s:,.0f} per second",
+        file=sys.stderr,
+    )
+
+
+def _complain(error: BaseException, status: int, verbose: bool) -> int:
+    """Print an error to stderr and return the exit status."""
+    print(f"snakepit: {type(error).__name__}: {error}", file=sys.stderr)
+    if (
+        isinstance(error, (WorkerDied, WorkerStartError))
+        and error.stderr_tail
+        and error.stderr_tail not in str(error)
+    ):
+        print(error.stderr_tail.rstrip(), file=sys.stderr)
+    if verbose:
+        cause: BaseException | None = error
+        while cause is not None:
+            trace = getattr(cause, "remote_traceback", None)
+            if trace:
+                print(trace.rstrip(), file=sys.stderr)
+                break
+            cause = cause.__cause__
+    return status

@@ -1,0 +1,183 @@
+"""Which session lives in which worker, and which of its requests wait for what.
+
+Pure; used by the scheduler on the manager's thread.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Any
+
+from ..errors import SessionQuotaExceeded
+from .lanes import Lane, Tally
+from .model import Request, Worker
+
+__all__ = ("Session", "SessionTable")
+
+
+class Session:
+    """One session's binding.
+
+    Attributes:
+        worker: The incarnation that holds the state, None before the first dispatch or after a loss.
+        head: The one request of an unbound strict session that stands in the common lane.
+        waiting: Requests, in order, that wait for the session itself: until it is bound (strict), set up
+            (hint), or begins (a successor).
+        unsettled: Requests accepted and not ended.
+        lost: The state is gone and nobody has been told.
+        lost_until: Requests accepted up to this seq fail with the loss that was told.
+        told: The call that binds next fixes the mode: nothing of an earlier binding is left.
+        steps: Set-up commands that have not been answered on the present worker.
+        moved: It was bound to another worker before.
+        rank: The lowest urgency among the unsettled, so that a later request never overtakes.
+        visited: Every worker that may hold state of the session.
+        successor: The session of the same id that begins when this one has ended.
+        blocked: True while the session it succeeds has not ended.
+    """
+
+    # INVARIANT: `worker` is never condemned or gone (I4).
+    __slots__ = (
+        "blocked",
+        "ended",
+        "head",
+        "last_used",
+        "lost",
+        "lost_until",
+        "mode",
+        "moved",
+        "rank",
+        "session_id",
+        "setup",
+        "steps",
+        "successor",
+        "timer",
+        "told",
+        "ttl_s",
+        "unsettled",
+        "visited",
+        "waiting",
+        "worker",
+    )
+
+    def __init__(
+        self,
+        session_id: str,
+        mode: str,
+        setup: tuple[Any, ...],
+        ttl_s: float,
+        now: float,
+        tally: Tally | None = None,
+    ) -> None:
+        self.session_id = session_id
+        self.mode = mode
+        self.setup = setup
+        self.ttl_s = ttl_s
+        self.worker: Worker | None = None
+        self.head: Request | None = None
+        self.waiting = Lane(tally)
+        self.visited: set[Worker] = set()
+        self.blocked = False
+        self.unsettled = 0
+        self.rank: int | None = None
+        self.lost = False
+        self.lost_until = -1
+        self.told = True
+        self.moved = False
+        self.steps = 0
+        self.ended = False
+        self.successor: Session | None = None
+        self.last_used = now
+        self.timer: Any = None
+
+    @property
+    def ready(self) -> bool:
+        """True when no set-up command stands before its requests."""
+        return not self.steps
+
+    @property
+    def pinned(self) -> bool:
+        """True when its requests may run in its own worker only."""
+        return self.mode != "hint"
+
+
+class SessionTable:
+    """The sessions of a pool by id, least recently used first, and those that are ending.
+
+    Args:
+        limit: Most sessions at a time, >= 1.
+        ttl_s: Idle seconds after which a binding ends, unless the session says otherwise.
+        tally: Counts what stands in the sessions' lanes.
+    """
+
+    def __init__(self, limit: int, ttl_s: float, tally: Tally | None = None) -> None:
+        self._limit = limit
+        self._ttl_s = ttl_s
+        self._tally = tally
+        self._by_id: OrderedDict[str, Session] = OrderedDict()
+        self._ending: dict[Session, None] = {}
+
+    def __len__(self) -> int:
+        return len(self._by_id)
+
+    def get(self, session_id: str) -> Session | None:
+        """Return the newest session of this id."""
+        return self._by_id.get(session_id)
+
+    def values(self) -> list[Session]:
+        """Return every session, also those whose place a successor has taken."""
+        return [*self._by_id.values(), *self._ending]
+
+    def touch(self, session: Session, now: float) -> None:
+        """Mark the session as used now."""
+        session.last_used = now
+        if self._by_id.get(session.session_id) is session:
+            self._by_id.move_to_end(session.session_id)
+
+    def make(self, request: Request, now: float) -> tuple[Session, Session | None]:
+        """Make the session of a request's id.
+
+        Returns:
+            The session, and the one evicted for it (least recently used, hint, without work) or None.
+
+        Raises:
+            SessionQuotaExceeded: The table is full and nothing may be evicted; raised here.
+        """
+        evicted = None
+        if len(self._by_id) >= self._limit:
+            evicted = next(
+                (s for s in self._by_id.values() if not (s.pinned or s.unsettled or s.blocked)), None
+            )
+            if evicted is None:
+                raise SessionQuotaExceeded(
+                    f"no room for session {request.session_id!r}: {len(self._by_id)} sessions are bound"
+                    f" (max_sessions={self._limit}); end some with end_session() or raise the limit"
+                )
+            del self._by_id[evicted.session_id]
+        return self._new(request, now), evicted
+
+    def succeed(self, old: Session, request: Request, now: float) -> Session:
+        """Replace a session that is ending by a new one of the same id, which begins after it."""
+        self._ending[old] = None
+        session = self._new(request, now)
+        session.blocked = True
+        old.successor = session
+        return session
+
+    def _new(self, request: Request, now: float) -> Session:
+        assert request.session_id is not None
+        session = Session(request.session_id, "", (), 0.0, now, self._tally)
+        self.adopt(session, request)
+        self._by_id[session.session_id] = session
+        return session
+
+    def adopt(self, session: Session, request: Request) -> None:
+        """Let this request say what the session is."""
+        session.mode = request.affinity
+        session.setup = request.setup
+        session.ttl_s = self._ttl_s if request.ttl_s is None else request.ttl_s
+
+    def remove(self, session: Session) -> None:
+        """Forget the session, unless a successor has its place already."""
+        self._ending.pop(session, None)
+        if self._by_id.get(session.session_id) is session:
+            del self._by_id[session.session_id]

@@ -1,0 +1,1 @@
+"""One pool at work: admission, the manager's thread, the conversation with each worker, futures and maps."""

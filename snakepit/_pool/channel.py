@@ -1,0 +1,162 @@
+"""Non-blocking frames over one worker's descriptors.
+
+Runs on the manager's thread; owns the descriptors and what could not be written yet.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+
+__all__ = ("Channel",)
+
+READ_BYTES = 65536
+"""Bytes per read: what a pipe holds unless enlarged, and below the size from which malloc maps pages anew."""
+
+_DRAIN_BYTES = 4 << 20
+"""More than any pipe holds; whoever still writes after its worker has ended is not waited for."""
+
+_READS_PER_TURN = 16
+"""Reads before the other workers get their turn.  Arbitrary."""
+
+
+class Channel:
+    """Two pipes to a worker, and the pipe of claim tokens.
+
+    Args:
+        request_fd: Write end of the request pipe, non-blocking.
+        reply_fd: Read end of the reply pipe, non-blocking.
+        claim_read_fd: The host's read end of the claim pipe, or None.
+        claim_write_fd: Its write end, or None.
+
+    Attributes:
+        closed_by_worker: True once the reply pipe has ended.
+    """
+
+    def __init__(
+        self,
+        request_fd: int,
+        reply_fd: int,
+        claim_read_fd: int | None = None,
+        claim_write_fd: int | None = None,
+    ) -> None:
+        self.request_fd: int | None = request_fd
+        self.reply_fd = reply_fd
+        self._claim_read_fd = claim_read_fd
+        self._claim_write_fd = claim_write_fd
+        self._unwritten: deque[memoryview] = deque()
+        self.closed_by_worker = False
+
+    @property
+    def wants_write(self) -> bool:
+        """True while something waits for the pipe to take it."""
+        return bool(self._unwritten) and self.request_fd is not None
+
+    @property
+    def has_claims(self) -> bool:
+        """True when requests can be taken back from this worker."""
+        return self._claim_read_fd is not None
+
+    def send(self, buffers: list[bytes]) -> None:
+        """Write as much as the pipe takes now; the rest waits for ``flush``."""
+        # A pipe without a reader is not reported here: the worker's exit follows and says more.
+        if self.request_fd is None:
+            return
+        if self._unwritten:
+            self._unwritten.extend(map(memoryview, buffers))
+            return
+        if len(buffers) == 1:
+            data = buffers[0]
+            try:
+                written = os.write(self.request_fd, data)
+            except BlockingIOError:
+                written = 0
+            except BrokenPipeError:
+                self.close_requests()
+                return
+            if written == len(data):
+                return
+            self._unwritten.append(memoryview(data)[written:])
+            return
+        self._unwritten.extend(map(memoryview, buffers))
+        self.flush()
+
+    def flush(self) -> None:
+        """Write as much of the rest as the pipe takes now."""
+        while self._unwritten and self.request_fd is not None:
+            try:
+                written = os.writev(self.request_fd, list(self._unwritten)[:64])
+            except BlockingIOError:
+                return
+            except BrokenPipeError:
+                self.close_requests()
+                return
+            while written:
+                first = self._unwritten[0]
+                if written < len(first):
+                    self._unwritten[0] = first[written:]
+                    break
+                written -= len(first)
+                self._unwritten.popleft()
+
+    def receive(self) -> bytes:
+        """Return what has arrived, at most a few MiB; sets ``closed_by_worker`` at the end of the stream."""
+        chunks = []
+        for _ in range(_READS_PER_TURN):
+            try:
+                data = os.read(self.reply_fd, READ_BYTES)
+            except BlockingIOError:
+                break
+            if not data:
+                self.closed_by_worker = True
+                break
+            chunks.append(data)
+            # A pipe gives what it has: a short read means that it is empty now.
+            if len(data) < READ_BYTES:
+                break
+        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+    def drain(self) -> bytes:
+        """Return everything that is left in the reply pipe of a worker that has ended."""
+        chunks: list[bytes] = []
+        size = 0
+        while size < _DRAIN_BYTES:
+            try:
+                data = os.read(self.reply_fd, READ_BYTES)
+            except BlockingIOError:
+                break
+            if not data:
+                break
+            chunks.append(data)
+            size += len(data)
+        return b"".join(chunks)
+
+    def grant(self, count: int) -> None:
+        """Put ``count`` claim tokens into their pipe; before the requests that need them."""
+        if self._claim_write_fd is not None:
+            os.write(self._claim_write_fd, b"x" * count)
+
+    def take_back(self, count: int) -> int:
+        """Read up to ``count`` unclaimed tokens back; each is a request that the worker will not run."""
+        if self._claim_read_fd is None or count <= 0:
+            return 0
+        try:
+            return len(os.read(self._claim_read_fd, count))
+        except BlockingIOError:
+            return 0
+
+    def close_requests(self) -> None:
+        """Close the request pipe: the worker reads the end of its input and should exit."""
+        self._unwritten.clear()
+        if self.request_fd is not None:
+            os.close(self.request_fd)
+            self.request_fd = None
+
+    def close(self) -> None:
+        """Release every descriptor."""
+        self.close_requests()
+        for fd in (self.reply_fd, self._claim_read_fd, self._claim_write_fd):
+            if fd is not None and fd >= 0:
+                os.close(fd)
+        self.reply_fd = -1
+        self._claim_read_fd = self._claim_write_fd = None

@@ -1,0 +1,275 @@
+"""Admission to the pool and the counters that callers see, under the inbox's lock.
+
+Called from callers' threads (admit, cancel, stats) and from the manager's (begin, settle, publish).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+from .._clock import monotonic_s
+from .._core.model import Cancelled, Outcome, PoolStats, Request, RequestKind, Submitted
+from .._inbox import Inbox
+from ..errors import QueueFull
+
+__all__ = ("Ledger",)
+
+_COUNTERS = {
+    Outcome.COMPLETED: "completed",
+    Outcome.ERROR: "errors",
+    Outcome.DIED: "errors",
+    Outcome.CANCELLED: "cancelled",
+    Outcome.QUEUE_TIMEOUT: "queue_timeouts",
+    Outcome.COMMAND_TIMEOUT: "command_timeouts",
+}
+
+
+class Ledger:
+    """Who was let in and how it ended; the one place where a request's end is decided and counted.
+
+    Args:
+        inbox: Where accepted requests are posted.
+        limit: Most unsettled requests, or None.
+        limit_bytes: Encoded bytes that may wait.
+    """
+
+    # INVARIANT: requests == completed + ... + queued + running, since `queued` is what is left over.
+    # INVARIANT: `unsettled` holds exactly the accepted requests whose `settled` is False (I1).
+    def __init__(self, inbox: Inbox, limit: int | None, limit_bytes: int) -> None:
+        self._inbox = inbox
+        self._limit = limit
+        self._limit_bytes = limit_bytes
+        # LOCK: the inbox's; `_room` lets blocked submits wait for a settled request.
+        self._lock = inbox.lock
+        self._room = threading.Condition(inbox.lock)
+        self._blocked = 0
+        self._refusal: Callable[[], BaseException] | None = None
+        self._final = False
+        self.unsettled: dict[Request, None] = {}
+        self.seq = 0
+        self.queued_bytes = 0
+        self._counts: dict[str, int] = dict.fromkeys(
+            (*_COUNTERS.values(), "requests", "running", "pool_saturated"), 0
+        )
+        self._workers = (0, 0, 0, 0, 0, 0)
+        self.threads: frozenset[int | None] = frozenset()
+
+    # Callers ----------------------------------------------------------------------------------------
+
+    def refuse(self, refusal: Callable[[], BaseException] | None, *, final: bool = False) -> None:
+        """Refuse every later request with what ``refusal`` makes; None opens the door again.
+
+        Args:
+            refusal: Makes the exception, or None.
+            final: For ever: the pool is shut down.
+        """
+        with self._lock:
+            # RACE: 1. recycle() is posted to a broken pool, 2. another thread shuts it down, 3. the manager
+            # heals the pool.  A shut door stays shut, or a request would come after the last one.
+            # (tests/unit/test_ledger.py::test_a_door_shut_for_good_stays_shut)
+            if self._final and not final:
+                return
+            self._final = self._final or final
+            self._refusal = refusal
+            self._room.notify_all()
+
+    @property
+    def on_own_thread(self) -> bool:
+        """True on a thread of the pool, where waiting for the pool would deadlock."""
+        return threading.get_ident() in self.threads
+
+    def pending(self) -> list[Request]:
+        """Return the accepted requests that have not ended."""
+        with self._lock:
+            return list(self.unsettled)
+
+    def cancel_locked_future(self, request: Request) -> bool:
+        """Decide and count a caller's cancellation; False when the request has ended already."""
+        return self.settle(request, Outcome.CANCELLED)
+
+    def after_cancel(self, request: Request) -> None:
+        """Tell the pool, with no lock held, that a caller cancelled."""
+        self._inbox.post(Cancelled(request))
+
+    def check_open(self) -> None:
+        """Raise what a request would be refused with now; does not look at the room left."""
+        refusal = self._refusal
+        if refusal is not None:
+            raise refusal()
+
+    def overfull(self) -> bool:
+        """Return True when the encoded requests that wait use up their bytes."""
+        return self.queued_bytes >= self._limit_bytes
+
+    def admit(
+        self, request: Request, *, block: bool, deadline: float | None, lazy_bytes: bool = False
+    ) -> None:
+        """Accept a request and post it, or raise.
+
+        Args:
+            request: Encoded; gets its ``seq``.
+            block: Wait for room instead of raising ``QueueFull``.
+            deadline: Monotonic seconds until which a blocked call waits, or None.
+            lazy_bytes: The request may exceed the byte limit (a callable, of which a reference is kept).
+
+        Raises:
+            QueueFull: No room; raised here.
+            RuntimeError, PoolBroken: The pool is shut down or broken; raised here.
+        """
+        with self._lock:
+            while True:
+                if self._refusal is not None:
+                    raise self._refusal()
+                full = self._full(request, lazy_bytes)
+                if full is None:
+                    break
+                remaining = None if deadline is None else deadline - monotonic_s()
+                if not block or (remaining is not None and remaining <= 0):
+                    self._counts["pool_saturated"] += 1
+                    raise QueueFull(full)
+                self._blocked += 1
+                try:
+                    self._room.wait(remaining)
+                finally:
+                    self._blocked -= 1
+            self.seq += 1
+            request.seq = self.seq
+            self.unsettled[request] = None
+            self.queued_bytes += request.size_bytes
+            self._counts["requests"] += request.weight
+            wake = self._inbox.post_locked(Submitted(request))
+        if wake:
+            self._inbox.wake()
+
+    def admit_failed(self, request: Request) -> None:
+        """Count a request that was accepted and has failed already: its call could not be pickled.
+
+        Raises:
+            RuntimeError, PoolBroken: As in ``admit``; raised here.
+        """
+        with self._lock:
+            if self._refusal is not None:
+                raise self._refusal()
+            request.settled = True
+            self._counts["requests"] += request.weight
+            self._counts["errors"] += request.weight
+
+    def _full(self, request: Request, lazy_bytes: bool) -> str | None:
+        pending = len(self.unsettled)
+        if self._limit is not None and pending >= self._limit:
+            return f"the pool is saturated: {pending} unsettled requests, {self._limit} allowed ({self._numbers()})"
+        waiting = self.queued_bytes
+        if not lazy_bytes and waiting and waiting + request.size_bytes > self._limit_bytes:
+            return (
+                f"the queue holds {waiting} bytes and {request.size_bytes} more are above max_queued_bytes"
+                f" ({self._limit_bytes}) ({self._numbers()})"
+            )
+        return None
+
+    def _numbers(self) -> str:
+        stats = self._stats_locked()
+        return f"workers {stats.workers}, busy {stats.busy}, starting {stats.starting}, queued {stats.queued}"
+
+    def stats(self) -> PoolStats:
+        """Return all numbers of one instant."""
+        with self._lock:
+            return self._stats_locked()
+
+    def _stats_locked(self) -> PoolStats:
+        counts = self._counts
+        ended = sum(counts[name] for name in set(_COUNTERS.values()))
+        queued = counts["requests"] - ended - counts["running"]
+        workers, available, busy, starting, restarts, recycled = self._workers
+        return PoolStats(
+            workers=workers,
+            available=available,
+            busy=busy,
+            starting=starting,
+            queued=queued,
+            restarts=restarts,
+            recycled=recycled,
+            **counts,
+        )
+
+    # The end of a request ---------------------------------------------------------------------------
+
+    def settle(self, request: Request, outcome: Outcome) -> bool:
+        """Decide how a request ended; False when that was decided before."""
+        with self._lock:
+            return self.settle_locked(request, outcome)
+
+    def settle_locked(self, request: Request, outcome: Outcome) -> bool:
+        """The same, with the lock held."""
+        # RACE: 1. the reply arrives (manager), 2. the caller cancels with running=True (its thread).
+        # Whoever is first here settles the future and is counted; the other finds `settled`.
+        # (tests/unit/test_ledger.py::test_reply_and_cancel_settle_once)
+        if request.settled:
+            return False
+        request.settled = True
+        self.unsettled.pop(request, None)
+        counts = self._counts
+        counts[_COUNTERS[outcome]] += request.weight
+        if request.counted_running:
+            request.counted_running = False
+            counts["running"] -= request.weight
+        self.queued_bytes -= request.size_bytes
+        request.size_bytes = 0
+        if self._blocked:
+            self._room.notify()
+        return True
+
+    # The manager ------------------------------------------------------------------------------------
+
+    def begin(self, request: Request) -> None:
+        """Count a request as running: it is the oldest of its worker."""
+        with self._lock:
+            self._begin_locked(request)
+
+    def _begin_locked(self, request: Request) -> None:
+        # The pool's own requests (health checks, set-ups) were never accepted, so they are not counted.
+        if not request.settled and not request.counted_running and request.kind is RequestKind.USER:
+            request.counted_running = True
+            self._counts["running"] += request.weight
+
+    def finish(self, request: Request, outcome: Outcome, following: Request | None) -> bool:
+        """Settle a request and begin the next of the same worker, at one instant."""
+        with self._lock:
+            won = self.settle_locked(request, outcome)
+            if following is not None:
+                self._begin_locked(following)
+            return won
+
+    def recount(self, request: Request, counted: Outcome, outcome: Outcome) -> None:
+        """Correct how a request was counted: its result turned out not to load."""
+        with self._lock:
+            self._counts[_COUNTERS[counted]] -= request.weight
+            self._counts[_COUNTERS[outcome]] += request.weight
+
+    def sent(self, requests: tuple[Request, ...]) -> None:
+        """Release the bytes of requests that no longer wait, and count the oldest as running."""
+        with self._lock:
+            for request in requests:
+                self.queued_bytes -= request.size_bytes
+                request.size_bytes = 0
+                if request.started_at is not None:
+                    self._begin_locked(request)
+            if self._blocked:
+                self._room.notify_all()
+
+    def abandon(self, refusal: Callable[[], BaseException]) -> list[Request]:
+        """THREAD: the only one of a forked child.  Refuse everything and return what was pending."""
+        self._lock = self._inbox.lock
+        self._room = threading.Condition(self._lock)
+        self._refusal = refusal
+        self.threads = frozenset()
+        pending = list(self.unsettled)
+        for request in pending:
+            self.settle(request, Outcome.ERROR)
+        return pending
+
+    def publish(self, workers: tuple[int, int, int, int, int, int]) -> None:
+        """Set the numbers about workers: all, available, busy, starting, restarts, recycled."""
+        if workers != self._workers:
+            with self._lock:
+                self._workers = workers

@@ -1,0 +1,403 @@
+"""The conversation with one worker: handshake, ids, capabilities, requests out, arrivals in.
+
+Runs on the manager's thread; owns the channel and the ids that are open on it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import CancelledError
+from typing import Any
+
+import attrs
+
+from .._core.model import Request
+from .._supervision.stderr import escape
+from .._wire import callables as _callables
+from .._wire.messages import (
+    CommandContent,
+    MessageDecoder,
+    encode_command,
+    encode_message,
+    encode_object,
+    encode_pickle,
+    joined,
+)
+from ..config import PoolConfig
+from ..errors import (
+    CommandError,
+    CommandTimeout,
+    EncodeError,
+    InvalidArguments,
+    ProtocolError,
+    ResultError,
+    SessionLost,
+    UnknownCommand,
+)
+from .channel import Channel
+
+__all__ = ("CallContent", "Link")
+
+CAPABILITIES = ("errors", "pipeline", "session", "deadline", "attachments", "batch", "log", "claim")
+"""What the host offers at level 1; ``pickle`` joins for callable workers."""
+
+_worker_log = logging.getLogger("snakepit.worker")
+_LEVELS = {
+    "debug": logging.DEBUG,
+    "info": logging.INFO,
+    "warning": logging.WARNING,
+    "warn": logging.WARNING,
+    "error": logging.ERROR,
+    "critical": logging.CRITICAL,
+}
+
+_PING = encode_command("ping", {}, session_id=None, max_frame_bytes=65536, max_message_bytes=65536)
+
+
+class CallContent:
+    """A call of a callable, pickled or (when the queue holds too many bytes) still to be pickled.
+
+    Args:
+        kind: "call" or "chunk".
+        encode: Makes the pickle.
+        body: The pickle, or None until the request is sent.
+    """
+
+    __slots__ = ("body", "encode", "kind", "session_id")
+
+    def __init__(
+        self, kind: str, encode: Callable[[], bytes], body: bytes | None, session_id: str | None = None
+    ) -> None:
+        self.kind = kind
+        self.encode = encode
+        self.body = body
+        self.session_id = session_id
+
+
+# Arrivals -------------------------------------------------------------------------------------------
+
+
+@attrs.frozen(eq=False)
+class Shaken:
+    """The handshake is valid."""
+
+    can_claim: bool
+    can_end_session: bool
+
+
+@attrs.frozen(eq=False)
+class Refused:
+    """The worker answered the handshake with an error; ``fatal`` when its initializer raised."""
+
+    error: BaseException
+    fatal: bool = False
+
+
+@attrs.define(eq=False)
+class Reply:
+    """The answer to the request that was open longest.
+
+    Attributes:
+        request: That request.
+        error: What it failed with, or None.
+        value: The result, unless ``pickled`` holds it.
+        pickled: (kind, body) of a callable's reply that is not loaded yet, or None.
+    """
+
+    request: Request
+    error: BaseException | None
+    value: Any = None
+    pickled: tuple[str, memoryview] | None = None
+
+    def load(self) -> tuple[Any, BaseException | None]:
+        """Return (value, None) or (None, error); a failing unpickle is an error of this request only."""
+        if self.pickled is None:
+            return self.value, self.error
+        return _callables.load_reply(*self.pickled)
+
+
+@attrs.frozen(eq=False)
+class SteppedOver:
+    """The worker stepped over a request that was taken back."""
+
+
+@attrs.frozen(eq=False)
+class Garbled:
+    """The worker broke the protocol; nothing after it can be trusted."""
+
+    error: ProtocolError
+
+
+Arrival = Shaken | Refused | Reply | SteppedOver | Garbled
+
+
+def command_error(error: object) -> BaseException:
+    """Return the exception for the ``error`` member of a reply: a str (level 0) or an object (level 1)."""
+    if not isinstance(error, dict):
+        return CommandError(error if isinstance(error, str) else repr(error))
+    code = str(error.get("code") or "internal")
+    kind = error.get("type")
+    trace = error.get("traceback")
+    message = str(error.get("message", ""))
+    details = {
+        "code": code,
+        "type": str(kind) if kind is not None else None,
+        "remote_traceback": str(trace) if trace else None,
+        "data": error.get("data"),
+    }
+    if code == "unknown_command":
+        return UnknownCommand(message, **details)
+    if code == "bad_args":
+        return InvalidArguments(message, **details)
+    if code in ("encode_error", "too_large"):
+        return ResultError(message)
+    if code == "deadline":
+        return CommandTimeout(message)
+    if code == "session_lost":
+        return SessionLost(message)
+    if code == "cancelled":
+        return CancelledError(message)
+    return CommandError(message, **details)
+
+
+class Link:
+    """One worker's protocol state.
+
+    Args:
+        worker_id: For messages.
+        channel: Its descriptors.
+        level: Highest level to offer.
+        callables: True for a worker of the callable adapter.
+        config: Limits.
+    """
+
+    # INVARIANT: `_open` holds (id, request, error) of every frame that the worker has yet to answer, in
+    # the order sent; an error there is told in the place of the answer.
+    def __init__(
+        self, worker_id: str, channel: Channel, *, level: int, callables: bool, config: PoolConfig
+    ) -> None:
+        self.worker_id = worker_id
+        self.channel = channel
+        self._level = level
+        self._callables = callables
+        self._config = config
+        self._decoder = MessageDecoder(
+            max_frame_bytes=config.max_frame_bytes,
+            max_message_bytes=config.max_message_bytes,
+            allow_pickle=callables,
+        )
+        self._open: deque[tuple[int, Request | None, BaseException | None]] = deque()
+        self._next_id = 0
+        self._capabilities: frozenset[str] = frozenset()
+        self._deaf = False
+        self.watched_fd: int | None = None
+
+    # Out --------------------------------------------------------------------------------------------
+
+    def begin(self, start_args: Any, preparation: bytes | None) -> None:
+        """Send the first request, and for a callable worker its preparation."""
+        args: dict[str, Any] = {"worker_id": self.worker_id, "initialization": True}
+        if self._level:
+            offered = [*CAPABILITIES, *(["pickle"] if self._callables else [])]
+            limit = self._config.max_frame_bytes
+            args["protocol"] = {"versions": [1], "max_frame": limit, "capabilities": offered}
+            args["start_args"] = start_args
+            if preparation is not None:
+                args["prepare"] = True
+            if self._callables:
+                args["protocol"]["max_message"] = self._config.max_message_bytes
+        content = encode_command(
+            "ping", args, session_id=None, max_frame_bytes=1 << 27, max_message_bytes=1 << 27
+        )
+        self._open.append((self._take_id(), None, None))
+        buffers = encode_message(content, 0, timestamp=self._level == 0)
+        if preparation is not None:
+            buffers += encode_pickle(preparation, b"", self._config.max_frame_bytes)
+        self.channel.send(buffers)
+
+    def send(self, requests: Sequence[Request]) -> None:
+        """Send requests, in order; those that were sent ahead get their claim tokens first."""
+        ahead = sum(request.ahead for request in requests)
+        if ahead:
+            self.channel.grant(ahead)
+        buffers: list[bytes] = []
+        for request in requests:
+            buffers += self._encode(request)
+        self.channel.send(buffers if len(buffers) == 1 else joined(buffers))
+
+    def _encode(self, request: Request) -> list[bytes]:
+        request_id = self._take_id()
+        error: BaseException | None = None
+        buffers: list[bytes] | None = None
+        try:
+            content = request.content
+            if isinstance(content, CommandContent):
+                buffers = self._encode_command(content, request, request_id)
+            elif isinstance(content, CallContent):
+                buffers = self._encode_call(content, request, request_id)
+        except BaseException as raised:
+            # Only this request's encoding failed (attachments unknown to the worker, a late pickle): a
+            # ping goes in its place, so that answers stay in order, and the error in that of the answer.
+            error = raised
+        if buffers is None:
+            buffers = encode_message(_PING, request_id, timestamp=self._level == 0, claim=request.ahead)
+        self._open.append((request_id, request, error))
+        return buffers
+
+    def _encode_command(self, content: CommandContent, request: Request, request_id: int) -> list[bytes]:
+        known = self._capabilities
+        if content.raw and "attachments" not in known:
+            raise EncodeError(
+                f"/args: the worker takes no bytes (it does not announce 'attachments'); {request.command!r} was not sent"
+            )
+        return encode_message(
+            content,
+            request_id,
+            session="session" in known,
+            timestamp=self._level == 0,
+            deadline_ms=self._deadline_ms(request) if "deadline" in known else None,
+            claim=request.ahead,
+            max_frame_bytes=self._config.max_frame_bytes,
+        )
+
+    def _encode_call(self, content: CallContent, request: Request, request_id: int) -> list[bytes]:
+        body = content.body if content.body is not None else content.encode()
+        header = _callables.request_header(
+            request_id, content.session_id, self._deadline_ms(request), request.ahead, content.kind
+        )
+        if len(body) > self._config.max_message_bytes:
+            raise EncodeError(
+                f"{request.command}: {len(body)} bytes of pickled call"
+                f" (max_message_bytes is {self._config.max_message_bytes})"
+            )
+        return encode_pickle(header, body, self._config.max_frame_bytes)
+
+    @staticmethod
+    def _deadline_ms(request: Request) -> int | None:
+        return None if request.timeout_s is None else max(1, int(request.timeout_s * 1000))
+
+    def end_session(self, session_id: str) -> None:
+        """Tell the worker to drop a session's state."""
+        self.channel.send([encode_object({"type": "session_end", "session": session_id})])
+
+    def _take_id(self) -> int:
+        self._next_id += 1
+        return self._next_id - 1
+
+    # In ---------------------------------------------------------------------------------------------
+
+    def receive(self, *, drain: bool = False) -> list[Arrival]:
+        """Read what has arrived.
+
+        Args:
+            drain: Read until the pipe is empty: the worker has ended.
+        """
+        data = self.channel.drain() if drain else self.channel.receive()
+        if self._deaf or not data:
+            return []
+        arrivals: list[Arrival] = []
+        for message in self._decoder.feed(data):
+            try:
+                arrival = self._take(message)
+            except ProtocolError as error:
+                return [*arrivals, self._garbled(error)]
+            if arrival is not None:
+                arrivals.append(arrival)
+        if self._decoder.error is not None:
+            arrivals.append(self._garbled(self._decoder.error))
+        return arrivals
+
+    def finish(self) -> ProtocolError | None:
+        """Return the error of a stream that ended inside a frame, or None."""
+        return None if self._deaf else self._decoder.finish()
+
+    def _garbled(self, error: ProtocolError) -> Garbled:
+        self._deaf = True
+        return Garbled(ProtocolError(f"worker {self.worker_id} broke the protocol: {error}"))
+
+    def _take(self, message: dict[str, Any] | bytes) -> Arrival | None:
+        if isinstance(message, bytes):
+            return self._take_pickle(message)
+        kind = message.get("type")
+        if kind == "log":
+            self._log(message)
+            return None
+        if "id" not in message:
+            if kind is not None:
+                return None
+            raise ProtocolError(f"a reply without an id: {str(message)[:80]}")
+        request_id = message["id"]
+        if type(request_id) is not int:
+            raise ProtocolError(f"a reply to id {request_id!r:.40}: {message.get('error')!r:.200}")
+        if not self._is_next(request_id):
+            return None
+        if kind == "recalled":
+            self._open.popleft()
+            return SteppedOver()
+        if kind is not None:
+            return None
+        success = message.get("success")
+        if type(success) is not bool:
+            raise ProtocolError(f"a reply to id {request_id} without 'success'")
+        _, request, error = self._open.popleft()
+        if request is None:
+            return self._shake(success, message)
+        if error is None and not success:
+            error = command_error(message.get("error"))
+        return Reply(request, error, None if error is not None else message.get("result"))
+
+    def _take_pickle(self, message: bytes) -> Arrival | None:
+        request_id, kind, body = _callables.decode_reply(message)
+        if not self._is_next(request_id):
+            return None
+        _, request, error = self._open.popleft()
+        if kind == "recalled":
+            return SteppedOver()
+        if request is None:
+            raise ProtocolError("a pickle in the place of the handshake")
+        return Reply(request, error, pickled=None if error is not None else (kind, body))
+
+    def _is_next(self, request_id: int) -> bool:
+        """Say whether a reply is for the oldest open frame; False for a late one, which is dropped."""
+        if self._open and self._open[0][0] == request_id:
+            return True
+        if not 0 <= request_id < self._next_id:
+            raise ProtocolError(f"a reply to id {request_id}, which was never issued")
+        if self._open and request_id > self._open[0][0]:
+            raise ProtocolError(f"a reply to id {request_id} before that to {self._open[0][0]}")
+        return False
+
+    def _shake(self, success: bool, message: dict[str, Any]) -> Arrival:
+        if not success:
+            error = message.get("error")
+            fatal = isinstance(error, dict) and error.get("code") == "initializer_error"
+            return Refused(command_error(error), fatal)
+        result = message.get("result")
+        if not isinstance(result, dict) or result.get("status") != "ok":
+            return Refused(ProtocolError(f"the handshake's result has no status 'ok': {result!r:.200}"))
+        protocol = result.get("protocol")
+        if protocol is None or not self._level:
+            self._level = 0
+            if self._callables:
+                return Refused(ProtocolError("the worker does not announce 'pickle'"))
+            return Shaken(False, False)
+        if not isinstance(protocol, dict) or protocol.get("version") != 1:
+            return Refused(ProtocolError(f"the worker wants another protocol: {protocol!r:.200}"))
+        announced = protocol.get("capabilities", [])
+        if not isinstance(announced, list):
+            return Refused(ProtocolError(f"capabilities must be a list, not {announced!r:.80}"))
+        offered = {*CAPABILITIES, *(["pickle"] if self._callables else [])}
+        self._capabilities = frozenset(name for name in announced if isinstance(name, str)) & offered
+        if self._callables and "pickle" not in self._capabilities:
+            return Refused(ProtocolError("the worker does not announce 'pickle'"))
+        can_claim = {"pipeline", "claim"} <= self._capabilities and self.channel.has_claims
+        return Shaken(can_claim, "session" in self._capabilities)
+
+    def _log(self, message: dict[str, Any]) -> None:
+        level = _LEVELS.get(str(message.get("level", "info")).lower(), logging.INFO)
+        if _worker_log.isEnabledFor(level):
+            shown = escape(str(message.get("message", "")).encode(errors="backslashreplace"))
+            fields = message.get("fields") or {}
+            _worker_log.log(level, "[%s] %s%s", self.worker_id, shown, f" {fields}" if fields else "")

@@ -1,0 +1,96 @@
+"""Views of an executor with settings of their own: options, and sessions.
+
+Run on the caller's thread; own nothing but their settings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from .calls import CallOptions
+from .future import SnakepitFuture
+from .map import results_as_completed, results_in_order
+
+if TYPE_CHECKING:
+    from ..executor import SnakepitExecutor
+
+__all__ = ("OptionsView", "SessionView")
+
+
+class OptionsView:
+    """An executor's ``submit``, ``execute``, ``map`` and ``map_unordered`` with fixed settings."""
+
+    def __init__(self, executor: SnakepitExecutor, options: CallOptions) -> None:
+        self._executor = executor
+        self._options = options
+
+    def submit(self, command: str | Callable[..., Any], /, *args: Any, **kwargs: Any) -> SnakepitFuture:
+        """Schedule a command or a callable; see ``SnakepitExecutor.submit``.  Keywords of a command go first."""
+        executor = self._executor
+        if isinstance(command, str):
+            return executor._submit_command(command, args, self._options.override(kwargs), executor._block)
+        return executor._submit_call(command, args, kwargs, self._options, executor._block)
+
+    def execute(self, command: str | Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        """Do the same as ``submit`` and return the result."""
+        self._executor._refuse_to_wait("execute()")
+        return self.submit(command, *args, **kwargs).result()
+
+    def map(
+        self,
+        command: str | Callable[..., Any],
+        *iterables: Iterable[Any],
+        timeout: float | None = None,
+        chunksize: int | None = None,
+        buffersize: int | None = None,
+        **options: Any,
+    ) -> Iterator[Any]:
+        """Run over every item, results in order; see ``SnakepitExecutor.map``."""
+        submit = self._executor._mapper(command, iterables, chunksize, options, self._options)
+        every = options.get("return_exceptions", False)
+        return results_in_order(submit, iterables, chunksize or 1, buffersize, timeout, every)
+
+    def map_unordered(
+        self,
+        command: str | Callable[..., Any],
+        *iterables: Iterable[Any],
+        timeout: float | None = None,
+        chunksize: int | None = None,
+        buffersize: int | None = None,
+        **options: Any,
+    ) -> Iterator[Any]:
+        """Run over every item, results as they complete; see ``SnakepitExecutor.map_unordered``."""
+        submit = self._executor._mapper(command, iterables, chunksize, options, self._options)
+        every = options.get("return_exceptions", False)
+        guard = partial(self._executor._refuse_to_wait, "map_unordered()")
+        return results_as_completed(submit, iterables, chunksize or 1, buffersize, timeout, every, guard)
+
+
+class SessionView(OptionsView):
+    """One session: its requests share a worker and that worker's ``state``.
+
+    Leaving it as a context manager ends the session, after its accepted requests.
+    """
+
+    @property
+    def session_id(self) -> str:
+        """The session's id."""
+        assert self._options.session is not None
+        return self._options.session
+
+    id = session_id
+
+    def end(self) -> None:
+        """End the session's binding after its accepted requests."""
+        self._executor.end_session(self.session_id)
+
+    def __enter__(self) -> SessionView:
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.end()

@@ -1,0 +1,1 @@
+"""Where session data is kept: in memory or in a SQLite file."""

@@ -1,0 +1,1 @@
+"""Bytes and values: what JSON may carry, frames and messages, pickled calls."""
