@@ -27,8 +27,9 @@ from ._pool.calls import COMMAND_KEYWORDS, CallOptions, Encoder, check_session_i
 from ._pool.future import SnakepitFuture
 from ._pool.launch import Launcher
 from ._pool.ledger import Ledger
-from ._pool.manager import Manager, describe_worker
+from ._pool.manager import Manager
 from ._pool.map import check_chunksize, results_as_completed, results_in_order
+from ._pool.queries import describe_worker
 from ._pool.views import OptionsView, SessionView
 from ._wire import callables as _callables
 from .adapters import Adapter, CallableAdapter

@@ -67,6 +67,10 @@ class WorkerTable:
     def available(self) -> int:
         return self.counts[WorkerState.IDLE] + self.counts[WorkerState.CHECKING]
 
+    def census(self) -> tuple[int, int, int, int]:
+        """Return how many workers there are: all, available, busy, starting."""
+        return len(self.by_id), self.available, self.busy, self.starting
+
     def make(self, slot: Slot, now: float) -> Worker:
         """Put a new incarnation into a free slot."""
         if slot.worker is not None:

@@ -70,9 +70,7 @@ class CallOptions:
             )
         session = given.get("session")
         if session is not None and self.session is not None and session != self.session:
-            raise TypeError(
-                f"this view belongs to session {self.session!r}; use the executor for {session!r}"
-            )
+            raise TypeError(f"this view belongs to session {self.session!r}; use the executor for {session!r}")
         timeout = given.get("timeout", INHERIT)
         priority = given.get("priority", self.priority)
         if type(priority) is not int:
@@ -80,9 +78,7 @@ class CallOptions:
         return CallOptions(
             session=self.session if session is None else check_session_id(session),
             timeout=pick_timeout("timeout", timeout, self.timeout),
-            queue_timeout=pick_timeout(
-                "queue_timeout", given.get("queue_timeout", INHERIT), self.queue_timeout
-            ),
+            queue_timeout=pick_timeout("queue_timeout", given.get("queue_timeout", INHERIT), self.queue_timeout),
             priority=priority,
             affinity=self.affinity,
             ttl_s=self.ttl_s,
@@ -109,9 +105,7 @@ class Encoder:
         self._prepares = kind.prepare_args is not Adapter.prepare_args
         self._times = kind.command_timeout is not Adapter.command_timeout
 
-    def command(
-        self, command: str, args: JsonValue, options: CallOptions
-    ) -> tuple[CommandContent, float | None]:
+    def command(self, command: str, args: JsonValue, options: CallOptions) -> tuple[CommandContent, float | None]:
         """Return a command, encoded, and the seconds it may run.
 
         Raises:
@@ -129,9 +123,7 @@ class Encoder:
             known = adapter.supported_commands()
             if known is not None and command not in known:
                 names = ", ".join(sorted(known))
-                raise UnknownCommand(
-                    f"Unknown command: {command!r}. Available: {names}", type="UnknownCommand"
-                )
+                raise UnknownCommand(f"Unknown command: {command!r}. Available: {names}", type="UnknownCommand")
         if self._validates:
             adapter.validate_command(command, args)
         if self._prepares:
@@ -179,14 +171,10 @@ class Encoder:
                 " give the command's name, or use a SnakepitExecutor without an adapter"
             )
         if not callable(fn):
-            raise TypeError(
-                f"submit() takes a command's name or a callable, not {fn!r} ({type(fn).__name__})"
-            )
+            raise TypeError(f"submit() takes a command's name or a callable, not {fn!r} ({type(fn).__name__})")
         name = getattr(fn, "__qualname__", None) or type(fn).__qualname__
         if calls is None:
-            content = CallContent(
-                "call", lambda: _callables.encode_call(fn, args, dict(kwargs)), None, session_id
-            )
+            content = CallContent("call", lambda: _callables.encode_call(fn, args, dict(kwargs)), None, session_id)
         else:
             content = CallContent("chunk", lambda: _callables.encode_chunk(fn, calls), None, session_id)
         if not lazy:

@@ -13,7 +13,7 @@ from .._core.model import Cancelled, Outcome, PoolStats, Request, RequestKind, S
 from .._inbox import Inbox
 from ..errors import QueueFull
 
-__all__ = ("Ledger",)
+__all__ = ("Ledger", "fresh")
 
 _COUNTERS = {
     Outcome.COMPLETED: "completed",
@@ -49,9 +49,7 @@ class Ledger:
         self.unsettled: dict[Request, None] = {}
         self.seq = 0
         self.queued_bytes = 0
-        self._counts: dict[str, int] = dict.fromkeys(
-            (*_COUNTERS.values(), "requests", "running", "pool_saturated"), 0
-        )
+        self._counts: dict[str, int] = dict.fromkeys((*_COUNTERS.values(), "requests", "running", "pool_saturated"), 0)
         self._workers = (0, 0, 0, 0, 0, 0)
         self.threads: frozenset[int | None] = frozenset()
 
@@ -102,9 +100,7 @@ class Ledger:
         """Return True when the encoded requests that wait use up their bytes."""
         return self.queued_bytes >= self._limit_bytes
 
-    def admit(
-        self, request: Request, *, block: bool, deadline: float | None, lazy_bytes: bool = False
-    ) -> None:
+    def admit(self, request: Request, *, block: bool, deadline: float | None, lazy_bytes: bool = False) -> None:
         """Accept a request and post it, or raise.
 
         Args:
@@ -273,3 +269,10 @@ class Ledger:
         if workers != self._workers:
             with self._lock:
                 self._workers = workers
+
+
+def fresh(error: BaseException) -> BaseException:
+    """Return a new exception of the same class and cause: one object raised in many threads mixes tracebacks."""
+    copy = type(error)(*error.args)
+    copy.__cause__ = error.__cause__
+    return copy

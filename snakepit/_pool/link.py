@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import CancelledError
 from typing import Any
 
 import attrs
@@ -27,16 +26,11 @@ from .._wire.messages import (
 )
 from ..config import PoolConfig
 from ..errors import (
-    CommandError,
-    CommandTimeout,
     EncodeError,
-    InvalidArguments,
     ProtocolError,
-    ResultError,
-    SessionLost,
-    UnknownCommand,
 )
 from .channel import Channel
+from .remote_errors import command_error
 
 __all__ = ("CallContent", "Link")
 
@@ -111,6 +105,11 @@ class Reply:
     value: Any = None
     pickled: tuple[str, memoryview] | None = None
 
+    @property
+    def good(self) -> bool:
+        """True for a result, as far as can be told before it is loaded."""
+        return self.error is None and (self.pickled is None or self.pickled[0] == "result")
+
     def load(self) -> tuple[Any, BaseException | None]:
         """Return (value, None) or (None, error); a failing unpickle is an error of this request only."""
         if self.pickled is None:
@@ -133,35 +132,6 @@ class Garbled:
 Arrival = Shaken | Refused | Reply | SteppedOver | Garbled
 
 
-def command_error(error: object) -> BaseException:
-    """Return the exception for the ``error`` member of a reply: a str (level 0) or an object (level 1)."""
-    if not isinstance(error, dict):
-        return CommandError(error if isinstance(error, str) else repr(error))
-    code = str(error.get("code") or "internal")
-    kind = error.get("type")
-    trace = error.get("traceback")
-    message = str(error.get("message", ""))
-    details = {
-        "code": code,
-        "type": str(kind) if kind is not None else None,
-        "remote_traceback": str(trace) if trace else None,
-        "data": error.get("data"),
-    }
-    if code == "unknown_command":
-        return UnknownCommand(message, **details)
-    if code == "bad_args":
-        return InvalidArguments(message, **details)
-    if code in ("encode_error", "too_large"):
-        return ResultError(message)
-    if code == "deadline":
-        return CommandTimeout(message)
-    if code == "session_lost":
-        return SessionLost(message)
-    if code == "cancelled":
-        return CancelledError(message)
-    return CommandError(message, **details)
-
-
 class Link:
     """One worker's protocol state.
 
@@ -175,9 +145,7 @@ class Link:
 
     # INVARIANT: `_open` holds (id, request, error) of every frame that the worker has yet to answer, in
     # the order sent; an error there is told in the place of the answer.
-    def __init__(
-        self, worker_id: str, channel: Channel, *, level: int, callables: bool, config: PoolConfig
-    ) -> None:
+    def __init__(self, worker_id: str, channel: Channel, *, level: int, callables: bool, config: PoolConfig) -> None:
         self.worker_id = worker_id
         self.channel = channel
         self._level = level
@@ -208,9 +176,7 @@ class Link:
                 args["prepare"] = True
             if self._callables:
                 args["protocol"]["max_message"] = self._config.max_message_bytes
-        content = encode_command(
-            "ping", args, session_id=None, max_frame_bytes=1 << 27, max_message_bytes=1 << 27
-        )
+        content = encode_command("ping", args, session_id=None, max_frame_bytes=1 << 27, max_message_bytes=1 << 27)
         self._open.append((self._take_id(), None, None))
         buffers = encode_message(content, 0, timestamp=self._level == 0)
         if preparation is not None:
@@ -250,7 +216,7 @@ class Link:
         known = self._capabilities
         if content.raw and "attachments" not in known:
             raise EncodeError(
-                f"/args: the worker takes no bytes (it does not announce 'attachments'); {request.command!r} was not sent"
+                f"/args: the worker takes no bytes ('attachments' is not announced); {request.command!r} was not sent"
             )
         return encode_message(
             content,

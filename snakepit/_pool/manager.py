@@ -22,10 +22,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from .. import telemetry
 from .._clock import monotonic_s
 from .._core import model as m
-from .._core.model import Outcome, Request, Worker
 from .._core.scheduler import Scheduler
 from .._inbox import Inbox
 from .._supervision import reports as r
@@ -35,39 +33,15 @@ from ..config import PoolConfig
 from ..errors import InternalError, PoolBroken, WorkerStartError
 from .channel import Channel
 from .launch import Launcher
-from .ledger import Ledger
+from .ledger import Ledger, fresh
 from .link import Garbled, Link, Refused, Reply, Shaken, SteppedOver
-from .poller import Poller, make_poller
+from .links import Links
+from .queries import Query, refuse_late
+from .settling import Settler
 
-__all__ = ("Manager", "Query")
+__all__ = ("Manager",)
 
 _log = logging.getLogger("snakepit.pool")
-
-
-class Query:
-    """A question from another thread, answered on the manager's.
-
-    Args:
-        ask: Called with the scheduler.
-    """
-
-    def __init__(self, ask: Callable[[Scheduler], Any]) -> None:
-        self._ask = ask
-        self._done = threading.Event()
-        self._answer: Any = None
-
-    def answer(self, scheduler: Scheduler | None) -> None:
-        """THREAD: manager.  Answer; without a scheduler the pool is gone."""
-        try:
-            if scheduler is not None:
-                self._answer = self._ask(scheduler)
-        finally:
-            self._done.set()
-
-    def wait(self, timeout_s: float | None) -> Any:
-        """Return the answer, or None when the pool is gone or does not answer in time."""
-        self._done.wait(timeout_s)
-        return self._answer
 
 
 class Manager:
@@ -106,16 +80,14 @@ class Manager:
         self._adapter = adapter
         self._config = config
         self._name = name
-        self._links: dict[str, Link] = {}
+        self._links = Links()
         self._taken_back: deque[m.TakenBack] = deque()
-        self._settlements: deque[tuple[Any, Reply | None]] = deque()
         # INVARIANT: what was drained and not handled yet; whoever waits for it is told at the end.
         self._posted: deque[Any] = deque()
         # Only events move it, so what a turn finds at its end holds until the next one.
         self._deadline: float | None = None
         self._closed = False
-        self._shapes = type(adapter).process_response is not Adapter.process_response
-        self._poller: Poller[Link | None] = make_poller()
+        self._settler = Settler(adapter, ledger, config, name)
         self._watchdog = watchdog_factory(
             name, inbox.post, kill_grace_s=config.kill_grace_s, stderr_tail_bytes=config.stderr_tail_bytes
         )
@@ -136,7 +108,7 @@ class Manager:
             m.TakeBack: self._take_back,
             m.EndSession: self._end_session,
             m.Forget: self._forget,
-            m.Break: lambda action: ledger.refuse(lambda: _again(action.error)),
+            m.Break: lambda action: ledger.refuse(lambda: fresh(action.error)),
             m.Heal: lambda _: ledger.refuse(None),
             m.Close: lambda _: setattr(self, "_closed", True),
         }
@@ -149,7 +121,7 @@ class Manager:
         Raises:
             RuntimeError: The system has no thread to give; raised here, and nothing is left running.
         """
-        self._edges = self._poller.watch_wake(self._inbox.fd, None)
+        self._edges = self._links.watch_wake(self._inbox.fd)
         self._watchdog.start()
         if self._config.max_worker_rss_bytes is not None:
             self._watchdog.set_rss_probe(1.0)
@@ -158,7 +130,7 @@ class Manager:
         except BaseException:
             self._watchdog.stop()
             self._watchdog.join()
-            self._poller.close()
+            self._links.close()
             raise
         self._ledger.threads = frozenset((self._thread.ident, self._watchdog.ident))
 
@@ -186,11 +158,7 @@ class Manager:
 
     def abandon(self) -> None:
         """THREAD: the only one of a forked child.  Let go of every descriptor; the parent goes on."""
-        # Closed, never unregistered: the epoll instance is shared with the parent.
-        for link in self._links.values():
-            link.channel.close()
-        self._links.clear()
-        self._poller.close()
+        self._links.abandon()
 
     # The loop ---------------------------------------------------------------------------------------
 
@@ -199,7 +167,7 @@ class Manager:
             self._act(self._scheduler.start(monotonic_s()))
             self._deadline = self._scheduler.next_deadline()
             self._publish()
-            self._settle()
+            self._settler.settle()
             while not self._closed:
                 self._turn()
         except BaseException as error:
@@ -214,7 +182,7 @@ class Manager:
         if self._inbox.may_sleep():
             deadline = self._deadline
             timeout_s = None if deadline is None else max(0.0, deadline - monotonic_s())
-        ready = self._poller.poll(timeout_s)
+        ready = self._links.poll(timeout_s)
         # RACE: 1. requests are accepted, 2. a worker replies.  What was posted comes first, so the worker's
         # next request is chosen among all of them (tests/integration/test_queue.py::test_priorities).
         posted = self._posted = self._inbox.drain()
@@ -229,24 +197,24 @@ class Manager:
             if link is None:
                 if not self._edges:
                     self._inbox.clear_wake()
-            elif link.worker_id not in self._links:
+            elif link not in self._links:
                 continue
             elif writable:
                 link.channel.flush()
-                self._watch_writes(link)
+                self._links.watch_writes(link)
             else:
                 self._receive(link)
         deadline = self._scheduler.next_deadline()
         if deadline is not None and deadline <= monotonic_s():
             # RACE: 1. the worker replies, 2. its time-out passes before the reply was read.  The pipes
             # are read first, so the reply wins (tests/integration/test_timeouts.py::test_reply_beats_deadline).
-            for link in list(self._links.values()):
+            for link in self._links:
                 self._receive(link)
             self._handle(m.DeadlinePassed())
             deadline = self._scheduler.next_deadline()
         self._deadline = deadline
         self._publish()
-        self._settle()
+        self._settler.settle()
 
     def _handle(self, event: object, reply: Reply | None = None) -> None:
         """Let the scheduler decide about one event, and act."""
@@ -260,30 +228,16 @@ class Manager:
             if act is not None:
                 act(action)
             elif isinstance(action, m.Resolve):
-                self._resolve(action, reply)
-            elif isinstance(action, m.Fail):
-                if self._ledger.settle(action.request, action.outcome):
-                    self._settlements.append((action, None))
-            elif isinstance(action, m.Cancel):
-                if self._ledger.settle(action.request, Outcome.CANCELLED):
-                    self._settlements.append((action, None))
+                self._settler.resolve(action, reply)
             else:
-                self._settlements.append((action, None))
+                self._settler.take(action)
         while self._taken_back:
             self._act(self._scheduler.handle(self._taken_back.popleft(), monotonic_s()))
 
     def _publish(self) -> None:
-        lifecycle, workers = self._scheduler.lifecycle, self._scheduler.board.workers
-        self._ledger.publish(
-            (
-                len(workers),
-                workers.available,
-                workers.busy,
-                workers.starting,
-                lifecycle.restarts,
-                lifecycle.recycled,
-            )
-        )
+        lifecycle = self._scheduler.lifecycle
+        census = self._scheduler.board.workers.census()
+        self._ledger.publish((*census, lifecycle.restarts, lifecycle.recycled))
 
     # Actions ----------------------------------------------------------------------------------------
 
@@ -293,25 +247,16 @@ class Manager:
         for request in action.requests:
             if request.future is not None:
                 request.future._pid = pid
-        link = self._links[action.worker.worker_id]
+        link = self._links.get(action.worker.worker_id)
+        if link is None:
+            raise InternalError(f"{action.worker!r} has no link")
         link.send(action.requests)
         if link.channel.request_fd is None:
             # It reads no more.  Its exit should follow, as after the end of its replies; posted, since
             # the scheduler is in the middle of an event.
             self._inbox.post(m.PipeClosed(link.worker_id))
         if link.channel.wants_write:
-            self._watch_writes(link)
-
-    def _resolve(self, action: m.Resolve, reply: Reply | None) -> None:
-        if reply is None:
-            raise InternalError(f"{action.request!r} resolved without a reply")
-        request = action.request
-        # A pickled result counts as completed until it fails to load: then `_deliver` corrects the count.
-        good = reply.error is None and (reply.pickled is None or reply.pickled[0] == "result")
-        worker = request.worker
-        following = worker.sent[0] if worker is not None and worker.sent else None
-        if self._ledger.finish(request, Outcome.COMPLETED if good else Outcome.ERROR, following):
-            self._settlements.append((action, reply))
+            self._links.watch_writes(link)
 
     def _spawn(self, action: m.Spawn) -> None:
         self._watchdog.spawn(action.worker.worker_id, self._launcher.spec_for(action.worker))
@@ -328,7 +273,7 @@ class Manager:
         else:
             self._watchdog.condemn(worker_id, grace_s=0.0)
         if link is not None:
-            self._watch_writes(link)
+            self._links.watch_writes(link)
 
     def _take_back(self, action: m.TakeBack) -> None:
         link = self._links.get(action.worker.worker_id)
@@ -340,99 +285,10 @@ class Manager:
         link = self._links.get(action.worker.worker_id)
         if link is not None:
             link.end_session(action.session_id)
-            self._watch_writes(link)
+            self._links.watch_writes(link)
 
     def _forget(self, action: m.Forget) -> None:
-        link = self._links.pop(action.worker.worker_id, None)
-        if link is not None:
-            self._unwatch(link)
-            link.channel.close()
-
-    # What users see ---------------------------------------------------------------------------------
-
-    def _settle(self) -> None:
-        """Settle futures, wake waiters and emit events, in the order in which they were decided."""
-        while self._settlements:
-            action, reply = self._settlements.popleft()
-            began = monotonic_s()
-            try:
-                self._deliver(action, reply)
-            except BaseException:
-                # A done-callback of the user's raised something that the future's own guard lets through.
-                _log.error("pool %r: a callback raised", self._name, exc_info=True)
-            took_s = monotonic_s() - began
-            if took_s > self._config.callback_slow_s and not isinstance(action, m.Emit):
-                self._emit_slow(action, took_s)
-
-    def _deliver(self, action: Any, reply: Reply | None) -> None:
-        if isinstance(action, m.Emit):
-            telemetry.execute(action.event, action.measurements, action.metadata)
-        elif isinstance(action, m.Notify):
-            if action.error is None:
-                action.waiter.set_result(None)
-            else:
-                action.waiter.set_exception(action.error)
-        elif isinstance(action, m.Resolve):
-            assert reply is not None
-            self._deliver_reply(action.request, reply)
-        elif isinstance(action, m.Fail):
-            self._report(action.request, action.outcome)
-            action.request.future.set_exception(action.error)
-        elif isinstance(action, m.Cancelled):
-            self._report(action.request, Outcome.CANCELLED)
-        elif isinstance(action, m.Cancel):
-            self._report(action.request, Outcome.CANCELLED)
-            action.request.future.cancel_for_pool()
-        else:
-            raise InternalError(f"unknown action {action!r}")
-
-    def _deliver_reply(self, request: Request, reply: Reply) -> None:
-        value, error = reply.load()
-        if error is None and self._shapes:
-            try:
-                value = self._adapter.process_response(request.command, value)
-            except BaseException as raised:
-                # Also a SystemExit: this thread must live, and the future must end.
-                error = raised
-        expected_good = reply.error is None and (reply.pickled is None or reply.pickled[0] == "result")
-        if error is not None and expected_good:
-            self._ledger.recount(request, Outcome.COMPLETED, Outcome.ERROR)
-        self._report(request, Outcome.COMPLETED if error is None else Outcome.ERROR)
-        future = request.future
-        # Freed before users see the future: a held future must not hold its arguments.
-        request.content = None
-        if error is None:
-            future.set_result(value)
-        else:
-            future.set_exception(error)
-
-    def _report(self, request: Request, outcome: Outcome) -> None:
-        if not telemetry.enabled("snakepit.worker.request"):
-            return
-        now = monotonic_s()
-        started_at = request.started_at if request.started_at is not None else now
-        telemetry.execute(
-            "snakepit.worker.request",
-            {"duration_s": now - started_at, "queue_s": started_at - request.accepted_at},
-            {
-                "pool": self._name,
-                "worker_id": request.worker.worker_id if request.worker is not None else None,
-                "command": request.command,
-                "session": request.session_id,
-                "result": outcome.value,
-            },
-        )
-
-    def _emit_slow(self, action: Any, took_s: float) -> None:
-        command = action.request.command if hasattr(action, "request") else type(action).__name__
-        _log.warning(
-            "pool %r: a callback for %r held the pool's thread for %.3f s", self._name, command, took_s
-        )
-        telemetry.execute(
-            "snakepit.pool.callback_slow",
-            {"duration_s": took_s},
-            {"pool": self._name, "kind": "callback", "name": command},
-        )
+        self._links.remove(action.worker.worker_id)
 
     # Workers ----------------------------------------------------------------------------------------
 
@@ -446,8 +302,7 @@ class Manager:
             callables=self._adapter.runs_callables,
             config=self._config,
         )
-        self._links[event.worker_id] = link
-        self._poller.watch(channel.reply_fd, link)
+        self._links.add(link)
         preparation = self._launcher.first_pickle(event.worker_id)
         self._handle(m.Started(event.worker_id, event.pid, self._launcher.argv))
         if worker is None or worker.state is not m.WorkerState.STARTING:
@@ -457,7 +312,7 @@ class Manager:
         except Exception as error:
             self._handle(m.StartFailed(event.worker_id, error))
             return
-        self._watch_writes(link)
+        self._links.watch_writes(link)
 
     def _spawn_failed(self, event: r.SpawnFailed) -> None:
         self._launcher.first_pickle(event.worker_id)
@@ -491,7 +346,7 @@ class Manager:
     def _cancelled(self, event: m.Cancelled) -> None:
         self._handle(event)
         # The caller has settled it; what is left is to tell.
-        self._settlements.append((event, None))
+        self._settler.take(event)
 
     def _watchdog_failed(self, event: r.WatchdogFailed) -> None:
         raise InternalError("the watchdog failed") from event.error
@@ -500,8 +355,8 @@ class Manager:
         arrivals = link.receive()
         if arrivals:
             self._take_arrivals(link, arrivals)
-        if link.channel.closed_by_worker and link.worker_id in self._links:
-            self._unwatch_reads(link)
+        if link.channel.closed_by_worker and link in self._links:
+            self._links.stop_reading(link)
             self._handle(m.PipeClosed(link.worker_id))
 
     def _take_arrivals(self, link: Link, arrivals: list[Any]) -> None:
@@ -523,89 +378,27 @@ class Manager:
             elif isinstance(arrival, Garbled):
                 self._handle(m.Misbehaved(worker_id, arrival.error))
 
-    # Descriptors ------------------------------------------------------------------------------------
-
-    def _watch_writes(self, link: Link) -> None:
-        """Select for writability exactly while something waits to be written."""
-        fd = link.channel.request_fd
-        watched = link.watched_fd
-        wanted = fd if link.channel.wants_write else None
-        if watched == wanted:
-            return
-        if watched is not None:
-            self._poller.unwatch(watched)
-        if wanted is not None:
-            self._poller.watch(wanted, link, write=True)
-        link.watched_fd = wanted
-
-    def _unwatch_reads(self, link: Link) -> None:
-        self._poller.unwatch(link.channel.reply_fd)
-
-    def _unwatch(self, link: Link) -> None:
-        self._unwatch_reads(link)
-        if link.watched_fd is not None:
-            self._poller.unwatch(link.watched_fd)
-            link.watched_fd = None
-
     # The end ----------------------------------------------------------------------------------------
 
     def _collapse(self, error: BaseException) -> None:
         """End everything after a failure of this thread: every future, then every process."""
         broken = PoolBroken(f"pool {self._name!r}: its manager failed: {error!r}")
         broken.__cause__ = error
-        self._ledger.refuse(lambda: _again(broken))
+        self._ledger.refuse(lambda: fresh(broken))
         for worker_id in list(self._scheduler.board.workers.by_id):
             self._watchdog.kill(worker_id)
-        self._settlements.extend((notice, None) for notice in self._scheduler.give_up_waiters(broken))
-        self._fail_unsettled(broken)
-
-    def _fail_unsettled(self, error: BaseException) -> None:
-        for request in list(self._ledger.unsettled):
-            if self._ledger.settle(request, Outcome.ERROR):
-                self._settlements.append((m.Fail(request, error, Outcome.ERROR), None))
-        self._settle()
+        for notice in self._scheduler.give_up_waiters(broken):
+            self._settler.take(notice)
+        self._settler.fail_all(self._ledger.unsettled, broken)
+        self._settler.settle()
 
     def _end(self) -> None:
         """Release everything; the watchdog ends once its last process is gone."""
         self._watchdog.stop()
         self._watchdog.join()
-        for link in list(self._links.values()):
-            self._unwatch(link)
-            link.channel.close()
-        self._links.clear()
-        self._poller.close()
+        self._links.close()
         lifecycle = self._scheduler.lifecycle
         self._ledger.publish((0, 0, 0, 0, lifecycle.restarts, lifecycle.recycled))
         for item in (*self._posted, *self._inbox.close()):
-            self._refuse_late(item)
+            refuse_late(item)
         self._on_end(self)
-
-    def _refuse_late(self, item: object) -> None:
-        if isinstance(item, Query):
-            item.answer(None)
-        elif isinstance(item, m.WorkersWanted):
-            item.waiter.set_exception(RuntimeError("the pool is shut down"))
-        elif isinstance(item, r.Spawned):
-            Channel(item.request_fd, item.reply_fd, item.claim_read_fd, item.claim_write_fd).close()
-
-
-def _again(error: BaseException) -> BaseException:
-    """Return a fresh exception of the same class and cause: one object raised in many threads mixes tracebacks."""
-    copy = type(error)(*error.args)
-    copy.__cause__ = error.__cause__
-    return copy
-
-
-def describe_worker(worker: Worker, now: float) -> m.WorkerInfo:
-    """Return what users see of a worker."""
-    return m.WorkerInfo(
-        worker_id=worker.worker_id,
-        slot=worker.slot.index,
-        incarnation=worker.slot.incarnation,
-        pid=worker.pid,
-        state=worker.state.value,
-        sessions=tuple(worker.sessions),
-        requests=worker.requests,
-        uptime_s=now - worker.spawned_at,
-        rss_bytes=worker.rss_bytes,
-    )

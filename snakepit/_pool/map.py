@@ -64,9 +64,7 @@ class Results(Iterator[Any]):
         pending: Its futures, cancelled by ``close``.
     """
 
-    def __init__(
-        self, generator: Generator[Any, None, None], pending: Callable[[], Iterable[Future[Any]]]
-    ) -> None:
+    def __init__(self, generator: Generator[Any, None, None], pending: Callable[[], Iterable[Future[Any]]]) -> None:
         self._generator = generator
         self._pending = pending
 

@@ -276,8 +276,8 @@ def encode_command(
     # 256: room for the id, the deadline and the time, which join the frame later.
     if len(body) + len(session) + 256 > max_frame_bytes:
         raise EncodeError(
-            f"/args: {len(text)} bytes of JSON for {command!r} do not fit a frame (max_frame_bytes is {max_frame_bytes});"
-            " send large data as bytes"
+            f"/args: {len(text)} bytes of JSON for {command!r} do not fit a frame"
+            f" (max_frame_bytes is {max_frame_bytes}); send large data as bytes"
         )
     content = CommandContent(
         body,

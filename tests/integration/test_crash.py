@@ -97,7 +97,7 @@ def test_the_exit_is_seen_before_the_reply(monkeypatch: pytest.MonkeyPatch) -> N
     """The manager handles the exit with the reply unread in the pipe: the reply is the result (F60)."""
     with saboteur_pool(1) as ex:
         ex.wait_ready()
-        poll, inbox = ex._manager._poller.poll, ex._manager._inbox
+        poll, inbox = ex._manager._links.poll, ex._manager._inbox
         held = []
 
         def poll_late(timeout_s: float | None) -> Any:
@@ -108,7 +108,7 @@ def test_the_exit_is_seen_before_the_reply(monkeypatch: pytest.MonkeyPatch) -> N
             held.append(ready)
             return []
 
-        monkeypatch.setattr(ex._manager._poller, "poll", poll_late)
+        monkeypatch.setattr(ex._manager._links, "poll", poll_late)
         result = ex.submit("do", {"how": "reply_exit"}).result(LIMIT_S)
 
         assert "last words" == result

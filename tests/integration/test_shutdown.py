@@ -26,7 +26,7 @@ from integration.workers.pools import (
 )
 
 from snakepit import PoolBroken, SnakepitExecutor, WorkerDied
-from snakepit._pool.manager import Query
+from snakepit._pool.queries import Query
 
 from gates import Gate
 from leaks import wait_until

@@ -137,7 +137,7 @@ def test_reply_beats_deadline(gate: Gate) -> None:
         future = ex.submit("hold", {"gate": gate.path, "value": "in time"}, timeout=0.3)
         sent_at = time.monotonic()
         gate.wait_started()
-        (link,) = ex._manager._links.values()
+        (link,) = ex._manager._links
 
         with manager_held(ex):
             gate.open()
