@@ -107,7 +107,7 @@ class Manager:
             m.Condemn: self._condemn,
             m.TakeBack: self._take_back,
             m.EndSession: self._end_session,
-            m.Forget: self._forget,
+            m.Forget: lambda action: self._links.remove(action.worker.worker_id),
             m.Break: lambda action: ledger.refuse(lambda: fresh(action.error)),
             m.Heal: lambda _: ledger.refuse(None),
             m.Close: lambda _: setattr(self, "_closed", True),
@@ -287,9 +287,6 @@ class Manager:
             link.end_session(action.session_id)
             self._links.watch_writes(link)
 
-    def _forget(self, action: m.Forget) -> None:
-        self._links.remove(action.worker.worker_id)
-
     # Workers ----------------------------------------------------------------------------------------
 
     def _spawned(self, event: r.Spawned) -> None:
@@ -337,10 +334,8 @@ class Manager:
             if truncated is not None and worker.sent and worker.state is not m.WorkerState.CONDEMNED:
                 _log.warning("worker %s: %s", event.worker_id, truncated)
         if worker is not None and worker.reason not in m.EXPECTED_EXITS and not event.expected:
-            _log.warning(
-                "worker %s (pid %d) ended unasked: exit code %s, signal %s",
-                event.worker_id, event.pid, event.code, event.signal,
-            )  # fmt: skip
+            how = m.describe_exit(event.code, event.signal)
+            _log.warning("worker %s (pid %d) ended unasked with %s", event.worker_id, event.pid, how)
         self._handle(m.Exited(event.worker_id, event.code, event.signal, event.stderr_tail))
 
     def _cancelled(self, event: m.Cancelled) -> None:

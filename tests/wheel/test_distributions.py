@@ -107,7 +107,9 @@ def test_wheel_holds_the_package_and_the_bridges(distributions: dict[str, Path])
     """Every module and bridge file is in the wheel, with typing mark and licence, and nothing else."""
     with zipfile.ZipFile(distributions["wheel"]) as archive:
         names = set(archive.namelist())
-    expected = {f"snakepit/{path.name}" for path in (ROOT / "snakepit").glob("*.py")}
+    package = ROOT / "snakepit"
+    sources = [path for path in package.rglob("*") if path.suffix in {".py", ".js"}]
+    expected = {f"snakepit/{path.relative_to(package).as_posix()}" for path in sources}
     expected |= {"snakepit/py.typed", *(f"snakepit/bridges/{name}" for name in bridge_files())}
 
     assert expected == {name for name in names if ".dist-info/" not in name}
