@@ -7,7 +7,6 @@ The callbacks run on the caller's thread, except ``environment`` (watchdog) and 
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -16,6 +15,7 @@ from typing import Any, ClassVar
 import attrs
 
 from ._bridges import bridge_path
+from ._programs import check_program, find_executable, from_directory
 from ._wire.values import JsonValue, encode_value
 from .errors import EncodeError, WorkerStartError
 
@@ -95,7 +95,7 @@ class Adapter(ABC):
         """Return the commands; None leaves it to the worker to refuse unknown ones."""
         return None
 
-    def validate_command(self, command: str, args: JsonValue) -> None:
+    def validate_command(self, command: str, args: JsonValue) -> None:  # noqa: B027  # no check accepts all
         """Raise ``InvalidArguments`` or ``UnknownCommand`` for a call that cannot succeed; comes out of ``submit``."""
 
     def prepare_args(self, command: str, args: JsonValue) -> JsonValue:
@@ -118,49 +118,14 @@ class Adapter(ABC):
             TypeError, ValueError: A bad attribute (``level``, ``env``, ``start_args``, ...); raised here.
         """
         _check_common(self)
-        program = _find_executable(self.executable_path(), self)
+        program = find_executable(
+            self.executable_path(), type(self).__name__, cwd=self.cwd, env=self.env, inherit_env=self.inherit_env
+        )
         script = self.script_path()
-        if script is not None and not os.path.isfile(self._from_cwd(script)):
+        if script is not None and not os.path.isfile(from_directory(self.cwd, script)):
             raise WorkerStartError(f"{type(self).__name__}: no script {script!r}", argv=(program, script))
         args = [str(arg) for arg in self.script_args()]
         return (program, *([script] if script is not None else []), *args)
-
-    def _from_cwd(self, path: str) -> str:
-        return os.path.join(self.cwd, path) if self.cwd is not None else path
-
-
-def _find_executable(program: str, adapter: Adapter) -> str:
-    """Return an absolute path of a program.
-
-    Raises:
-        WorkerStartError: Not found or not executable; raised here.
-    """
-    kind = type(adapter).__name__
-    if not isinstance(program, (str, os.PathLike)) or not os.fspath(program):
-        raise TypeError(f"{kind}: the program must be a path or a name, not {program!r}")
-    name = os.fspath(program)
-    if os.sep in name:
-        name = os.path.abspath(adapter._from_cwd(name) if adapter.cwd is not None else name)
-        if not os.path.isfile(name):
-            raise WorkerStartError(
-                f"{kind}: no program at {name!r}; give the path of an existing one", argv=(name,)
-            )
-        if not os.access(name, os.X_OK):
-            raise WorkerStartError(f"{kind}: {name!r} is not executable (chmod +x it)", argv=(name,))
-        return name
-    env = {**(os.environ if adapter.inherit_env else {}), **(adapter.env or {})}
-    found = shutil.which(name, path=env.get("PATH", os.defpath))
-    if found is None:
-        raise WorkerStartError(
-            f"{kind}: no program {name!r} in PATH; install it or give its path", argv=(name,)
-        )
-    return os.path.abspath(found)
-
-
-def _program(name: str, value: object) -> str:
-    if not isinstance(value, (str, os.PathLike)) or not (program := os.fspath(value)):
-        raise TypeError(f"{name} must be a path or a name in PATH, not {value!r}")
-    return str(program)
 
 
 def _check_common(adapter: Adapter) -> None:
@@ -328,7 +293,7 @@ class PythonAdapter(_BridgeAdapter):
         start_args: JsonValue = None,
         output: str = "log",
     ) -> None:
-        super().__init__(_program("python", python), handlers, env, cwd, inherit_env, start_args, output)
+        super().__init__(check_program("python", python), handlers, env, cwd, inherit_env, start_args, output)
 
 
 class JavaScriptAdapter(_BridgeAdapter):
@@ -362,7 +327,7 @@ class JavaScriptAdapter(_BridgeAdapter):
         start_args: JsonValue = None,
         output: str = "log",
     ) -> None:
-        super().__init__(_program("node", node), handlers, env, cwd, inherit_env, start_args, output)
+        super().__init__(check_program("node", node), handlers, env, cwd, inherit_env, start_args, output)
 
 
 class CallableAdapter(Adapter):

@@ -6,13 +6,12 @@ Run on the caller's thread; own nothing but their settings.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from .calls import CallOptions
 from .future import SnakepitFuture
-from .map import results_as_completed, results_in_order
+from .mapper import Mapper
 
 if TYPE_CHECKING:
     from ..executor import SnakepitExecutor
@@ -29,14 +28,11 @@ class OptionsView:
 
     def submit(self, command: str | Callable[..., Any], /, *args: Any, **kwargs: Any) -> SnakepitFuture:
         """Schedule a command or a callable; see ``SnakepitExecutor.submit``.  Keywords of a command go first."""
-        executor = self._executor
-        if isinstance(command, str):
-            return executor._submit_command(command, args, self._options.override(kwargs), executor._block)
-        return executor._submit_call(command, args, kwargs, self._options, executor._block)
+        return self._executor._intake.submit(command, args, kwargs, self._options)
 
     def execute(self, command: str | Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         """Do the same as ``submit`` and return the result."""
-        self._executor._refuse_to_wait("execute()")
+        self._executor._intake.refuse_to_wait("execute()")
         return self.submit(command, *args, **kwargs).result()
 
     def map(
@@ -49,9 +45,8 @@ class OptionsView:
         **options: Any,
     ) -> Iterator[Any]:
         """Run over every item, results in order; see ``SnakepitExecutor.map``."""
-        submit = self._executor._mapper(command, iterables, chunksize, options, self._options)
-        every = options.get("return_exceptions", False)
-        return results_in_order(submit, iterables, chunksize or 1, buffersize, timeout, every)
+        mapper = Mapper(self._executor._intake, self._options)
+        return mapper.in_order(command, iterables, timeout, chunksize, buffersize, options)
 
     def map_unordered(
         self,
@@ -63,10 +58,8 @@ class OptionsView:
         **options: Any,
     ) -> Iterator[Any]:
         """Run over every item, results as they complete; see ``SnakepitExecutor.map_unordered``."""
-        submit = self._executor._mapper(command, iterables, chunksize, options, self._options)
-        every = options.get("return_exceptions", False)
-        guard = partial(self._executor._refuse_to_wait, "map_unordered()")
-        return results_as_completed(submit, iterables, chunksize or 1, buffersize, timeout, every, guard)
+        mapper = Mapper(self._executor._intake, self._options)
+        return mapper.as_completed(command, iterables, timeout, chunksize, buffersize, options)
 
 
 class SessionView(OptionsView):

@@ -10,7 +10,7 @@ from architecture.survey import imports_of, modules
 
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "_clock", "_inbox", "_bridges", "telemetry"),
-    ("_wire", "_supervision", "_store"),
+    ("_wire", "_supervision", "_store", "_programs"),
     ("sessions", "config", "adapters", "programs"),
     ("_core",),
     ("_pool",),

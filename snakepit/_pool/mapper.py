@@ -1,0 +1,123 @@
+"""What ``map`` and ``map_unordered`` submit: their arguments checked, their chunks made requests.
+
+Runs on the caller's thread; owns nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future
+from functools import partial
+from typing import Any
+
+from .._clock import check_timeout
+from .calls import COMMAND_KEYWORDS, CallOptions
+from .intake import Intake
+from .map import Submit, check_chunksize, results_as_completed, results_in_order
+
+__all__ = ("Mapper",)
+
+_OF_A_CALLABLE = frozenset(("return_exceptions",))
+_OF_A_COMMAND = (COMMAND_KEYWORDS - {"timeout"}) | {"item_timeout", "return_exceptions"}
+
+
+class Mapper:
+    """Maps over a pool with the settings of an executor or a view.
+
+    Its methods take the parameters of ``SnakepitExecutor.map``, ``options`` being the keywords.
+
+    Args:
+        intake: The pool's; held until an iterator has its last result, which keeps the pool open.
+        base: The settings.
+    """
+
+    def __init__(self, intake: Intake, base: CallOptions) -> None:
+        self._intake = intake
+        self._base = base
+
+    def in_order(
+        self,
+        command: str | Callable[..., Any],
+        iterables: tuple[Iterable[Any], ...],
+        timeout: float | None,
+        chunksize: int | None,
+        buffersize: int | None,
+        options: Mapping[str, Any],
+    ) -> Iterator[Any]:
+        """Run over every item; return an iterator over the results, in order."""
+        submit = self._submitter(command, iterables, chunksize, options)
+        every = options.get("return_exceptions", False)
+        return results_in_order(submit, iterables, chunksize or 1, buffersize, timeout, every)
+
+    def as_completed(
+        self,
+        command: str | Callable[..., Any],
+        iterables: tuple[Iterable[Any], ...],
+        timeout: float | None,
+        chunksize: int | None,
+        buffersize: int | None,
+        options: Mapping[str, Any],
+    ) -> Iterator[Any]:
+        """Run over every item; return an iterator over the results, as they complete."""
+        submit = self._submitter(command, iterables, chunksize, options)
+        every = options.get("return_exceptions", False)
+        guard = partial(self._intake.refuse_to_wait, "map_unordered()")
+        return results_as_completed(submit, iterables, chunksize or 1, buffersize, timeout, every, guard)
+
+    def _submitter(
+        self,
+        command: str | Callable[..., Any],
+        iterables: tuple[Iterable[Any], ...],
+        chunksize: int | None,
+        options: Mapping[str, Any],
+    ) -> Submit:
+        check_chunksize(chunksize)
+        if not isinstance(command, str):
+            _refuse_keywords(options, _OF_A_CALLABLE)
+            return partial(self._submit_calls, command, (chunksize or 1) > 1)
+        if len(iterables) != 1:
+            raise TypeError(f"map({command!r}, ...) takes one iterable of args, not {len(iterables)}")
+        _refuse_keywords(options, _OF_A_COMMAND)
+        given = {name: value for name, value in options.items() if name in COMMAND_KEYWORDS}
+        if "item_timeout" in options:
+            given["timeout"] = check_timeout("item_timeout", options["item_timeout"])
+        return partial(self._submit_commands, command, self._base.override(given))
+
+    def _submit_commands(
+        self, command: str, options: CallOptions, items: list[tuple[Any, ...]]
+    ) -> list[tuple[Future[Any], bool]]:
+        intake = self._intake
+        chunk = object() if len(items) > 1 else None
+        futures: list[tuple[Future[Any], bool]] = []
+        for item in items:
+            intake.ledger.check_open()
+            future: Future[Any]
+            try:
+                content, timeout_s = intake.encoder.command(command, item[0], options)
+            except Exception as error:
+                # A bad item fails at its place; the door shut or no room ends the map.
+                future = Future()
+                future.set_exception(error)
+            else:
+                request = intake.request(content, command, options, timeout_s, content.size_bytes)
+                request.chunk = chunk
+                # Waits for room even where submit() raises: a map is one call, and its input may be endless.
+                future = intake.admit(request, block=True)
+            futures.append((future, False))
+        return futures
+
+    def _submit_calls(
+        self, fn: Callable[..., Any], chunked: bool, items: list[tuple[Any, ...]]
+    ) -> list[tuple[Future[Any], bool]]:
+        submit = partial(self._intake.submit_call, fn, options=self._base, block=True)
+        if chunked:
+            return [(submit((), {}, calls=items), True)]
+        return [(submit(item, {}), False) for item in items]
+
+
+def _refuse_keywords(given: Iterable[str], allowed: frozenset[str]) -> None:
+    for name in given:
+        if name not in allowed:
+            raise TypeError(
+                f"map() got an unexpected keyword argument {name!r}; it takes {', '.join(sorted(allowed))}"
+            )
