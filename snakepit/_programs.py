@@ -1,4 +1,4 @@
-"""Where the program of a worker is: in PATH, or at a path.
+"""What a process is started with: its program, in PATH or at a path, and its variables.
 
 Runs on the caller's thread; owns nothing.
 """
@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from .errors import WorkerStartError
 
-__all__ = ("check_program", "find_executable", "from_directory")
+__all__ = ("check_program", "check_variables", "find_executable", "from_directory")
 
 
 def check_program(name: str, value: object) -> str:
@@ -66,3 +66,19 @@ def find_executable(
             f"{kind}: no program {name!r} in PATH; install it or give its path", argv=(name,)
         )
     return os.path.abspath(found)
+
+
+def check_variables(what: str, variables: object) -> None:
+    """Refuse environment variables that no process can be given; values are secrets, so no message shows one.
+
+    Raises:
+        TypeError: No mapping of str to str; raised here.
+        ValueError: A name with ``=``, an empty one, or a NUL character; raised here.
+    """
+    if not isinstance(variables, Mapping):
+        raise TypeError(f"{what} must map names to values, not {type(variables).__name__}")
+    for name, value in variables.items():
+        if not isinstance(name, str) or not isinstance(value, str):
+            raise TypeError(f"{what} must map str to str, not {name!r} to {type(value).__name__}")
+        if not name or "=" in name or "\0" in name or "\0" in value:
+            raise ValueError(f"{what}: no process can be given the variable {name!r} (empty, '=' or NUL character)")

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import attrs
 
 from ._bridges import bridge_path
-from ._programs import check_program, find_executable, from_directory
+from ._programs import check_program, check_variables, find_executable, from_directory
 from ._wire.values import JsonValue, encode_value
 from .errors import EncodeError, WorkerStartError
 
@@ -136,9 +136,9 @@ def _check_common(adapter: Adapter) -> None:
     if adapter.level not in (0, 1) or isinstance(adapter.level, bool):
         raise ValueError(f"{kind}: level must be 0 or 1, not {adapter.level!r}")
     if adapter.env is not None:
-        for name, value in adapter.env.items():
-            if not isinstance(name, str) or not isinstance(value, str):
-                raise TypeError(f"{kind}: env must map str to str, not {name!r} to {value!r}")
+        check_variables(f"{kind}: env", adapter.env)
+    if adapter.cwd is not None and not isinstance(adapter.cwd, (str, os.PathLike)):
+        raise TypeError(f"{kind}: cwd must be a path, not {adapter.cwd!r} ({type(adapter.cwd).__name__})")
     if adapter.cwd is not None and not os.path.isdir(adapter.cwd):
         raise ValueError(f"{kind}: cwd {os.fspath(adapter.cwd)!r} is not a directory")
     _, attachments = encode_value(adapter.start_args, "/start_args")

@@ -93,7 +93,8 @@ class CommandError(SnakepitError):
             self.__cause__ = RemoteTraceback(remote_traceback)
 
     def __str__(self) -> str:
-        return f"{self.type}: {self.message}" if self.type and self.code == "handler_error" else self.message
+        raised = self.type and self.code in ("handler_error", "initializer_error")
+        return f"{self.type}: {self.message}" if raised else self.message
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild_command_error, (

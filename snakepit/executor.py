@@ -94,6 +94,8 @@ class SnakepitExecutor(Executor):
         self._name = _checks.check_name(name, thread_name_prefix)
         self._adapter = adapter
         self._config = config
+        if sessions is not None and not isinstance(sessions, SessionStore):
+            raise TypeError(f"sessions must be a SessionStore or None, not {sessions!r}")
         # LOCK: protects the making of `_sessions`; held while a store is made, which calls nobody.
         self._sessions_lock = threading.Lock()
         self._sessions = sessions

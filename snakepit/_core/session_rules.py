@@ -5,7 +5,7 @@ Pure; a part of the scheduler, on the manager's thread.  Owns the session table.
 
 from __future__ import annotations
 
-from ..errors import SessionBusy, SessionLost, SessionQuotaExceeded
+from ..errors import CommandTimeout, SessionBusy, SessionLost, SessionQuotaExceeded, WorkerDied
 from .affinity import Session, SessionTable
 from .board import Board
 from .model import (
@@ -198,7 +198,9 @@ class SessionRules:
         session.visited.discard(worker)
         self._tell_end(session, worker)
         if users:
-            self.fail(users[0], error)
+            error.add_note(f"raised by {step.command!r}, a set-up step of session {session.session_id!r}")
+            outcome = Outcome.DIED if isinstance(error, WorkerDied) else Outcome.ERROR
+            self.fail(users[0], error, Outcome.COMMAND_TIMEOUT if isinstance(error, CommandTimeout) else outcome)
         self._wait_again(session, users[1:])
 
     def _unbind(self, session: Session, worker: Worker, queued: list[Request]) -> list[Request]:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .._core.model import Worker
+from .._programs import check_variables
 from .._supervision.spawn import SpawnSpec
 from ..adapters import Adapter, WorkerSpec
 
@@ -41,7 +42,7 @@ class Launcher:
             env = {
                 **(os.environ if adapter.inherit_env else {}),
                 **(adapter.env or {}),
-                **{str(name): str(value) for name, value in adapter.environment(described).items()},
+                **_own_variables(adapter, described),
             }
             pass_fds: tuple[int, ...] = ()
             release: Callable[[], None] = _nothing
@@ -61,3 +62,14 @@ class Launcher:
 
 def _nothing() -> None:
     return None
+
+
+def _own_variables(adapter: Adapter, described: WorkerSpec) -> dict[str, str]:
+    """Return what the adapter's ``environment`` adds for one worker; numbers become text."""
+    where = f"{type(adapter).__name__}.environment()"
+    try:
+        given = {str(name): str(value) for name, value in adapter.environment(described).items()}
+    except Exception as error:
+        raise RuntimeError(f"{where} raised {type(error).__name__}: {error}") from error
+    check_variables(where, given)
+    return given

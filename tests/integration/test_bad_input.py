@@ -170,7 +170,7 @@ def test_calls_refuse_timeouts(pool: SnakepitExecutor, value: Any, kind: type[Ex
         (lambda: PythonAdapter(python=3), TypeError, "3"),  # type: ignore[arg-type]
         (lambda: PythonAdapter(python=""), TypeError, "''"),
         (lambda: PythonAdapter(output="screen"), ValueError, "'screen'"),
-        (lambda: PythonAdapter(env={"A": 1}), TypeError, "'A' to 1"),  # type: ignore[dict-item]
+        (lambda: PythonAdapter(env={"A": 1}), TypeError, "'A' to int"),  # type: ignore[dict-item]
         (lambda: PythonAdapter(cwd="/no/such/folder"), ValueError, "/no/such/folder"),
         (lambda: PythonAdapter(start_args={"when": {1}}), EncodeError, "/start_args/when: set"),
         (lambda: PythonAdapter(start_args=b"raw"), EncodeError, "/start_args"),
@@ -435,3 +435,30 @@ def test_bad_setup_steps(pool: SnakepitExecutor, setup: Any) -> None:
         pool.session("s", setup=setup)
     with pytest.raises(ValueError, match="'loose'"):
         pool.session("s", affinity="loose")
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "said"),
+    [
+        ({"env": "A=5"}, TypeError, "env must map names to values"),
+        ({"env": {"A": 5}}, TypeError, "'A' to int"),
+        ({"env": {"A=B": "5"}}, ValueError, "'A=B'"),
+        ({"env": {"A": "secret\0"}}, ValueError, "variable 'A'"),
+        ({"cwd": 5}, TypeError, "cwd must be a path"),
+    ],
+    ids=str,
+)
+def test_variables_and_directory_that_no_process_can_have(
+    given: dict[str, Any], error: type[Exception], said: str
+) -> None:
+    """A bad env or cwd is refused by the adapter's constructor, and no value of a variable is shown."""
+    with pytest.raises(error, match=said) as raised:
+        PythonAdapter(**given)
+
+    assert "secret" not in str(raised.value)
+
+
+def test_sessions_must_be_a_store() -> None:
+    """Anything but a SessionStore is refused by the constructor."""
+    with pytest.raises(TypeError, match="SessionStore"):
+        SnakepitExecutor(PythonAdapter(), max_workers=1, sessions={})  # type: ignore[arg-type]

@@ -561,3 +561,12 @@ def test_first_call_of_a_thread_that_ends(gate: Gate) -> None:
 
         assert pids == [executor.submit(lib.pid_of_worker).result(BOUND_S)]
         assert 0 == executor.stats().restarts
+
+
+def test_the_initializers_exception_is_named() -> None:
+    """The broken pool says which exception the initializer raised."""
+    with SnakepitExecutor(1, initializer=int, initargs=("no number",)) as executor:
+        error = executor.submit(pow, 1, 1).exception(BOUND_S)
+
+    assert isinstance(error, PoolBroken)
+    assert "ValueError: invalid literal" in str(error)

@@ -351,3 +351,16 @@ def test_a_cancelled_session_call_is_skipped(gate: Gate) -> None:
         wait([held, *futures], LIMIT_S)
 
         assert [0, 1, 3, 4] == futures[4].result(LIMIT_S)[1]
+
+
+def test_a_set_up_that_runs_too_long_counts_as_a_timeout(gate: Gate) -> None:
+    """The request that needed the set-up gets its time-out, is counted as one, and is told where it came from."""
+    with handler_pool(1) as ex:
+        view = ex.session("slow", setup=[("hold", {"gate": gate.path})])
+
+        error = view.submit("pid", timeout=0.2).exception(LIMIT_S)
+
+        stats = ex.stats()
+        assert isinstance(error, CommandTimeout)
+        assert ["raised by 'hold', a set-up step of session 'slow'"] == error.__notes__
+        assert (1, 0) == (stats.command_timeouts, stats.errors)

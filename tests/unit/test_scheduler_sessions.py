@@ -514,7 +514,7 @@ def test_setup_times_out() -> None:
     bench.run()
 
     assert isinstance(first.future.error, CommandTimeout)
-    assert Outcome.ERROR is outcome(first)
+    assert Outcome.COMMAND_TIMEOUT is outcome(first)
     assert "ok" == outcome(second)
 
 
@@ -575,7 +575,7 @@ def test_hint_session_loses_its_worker_during_setup() -> None:
     bench.exit(home(bench), signal=9)
     bench.run()
 
-    assert [Outcome.ERROR, "ok", "ok"] == [outcome(request) for request in requests]
+    assert [Outcome.DIED, "ok", "ok"] == [outcome(request) for request in requests]
 
 
 # The end of a session -------------------------------------------------------------------------------
