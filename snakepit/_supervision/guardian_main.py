@@ -27,7 +27,7 @@ import time
 if __name__ == "__main__":
     # Isolated mode searches no folder of ours.  At the end of the path, this one shadows nothing.
     sys.path.append(os.path.dirname(os.path.abspath(__file__)))
-    import procfs as _procfs  # type: ignore[import-not-found]
+    import procfs as _procfs  # type: ignore[import-not-found]  # run as a script, beside it
 else:
     from . import procfs as _procfs
 

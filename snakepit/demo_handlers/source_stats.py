@@ -12,7 +12,7 @@ import os
 import warnings
 from typing import Any
 
-from snakepit_bridge import command, context, on_start  # type: ignore[import-not-found]
+from snakepit_bridge import command, context, on_start  # type: ignore[import-not-found]  # the bridge makes it
 
 __all__ = ("add_totals", "analyse", "file_stats", "open_totals", "start", "totals")
 
@@ -63,19 +63,19 @@ def file_stats(root: str, path: str) -> dict[str, Any]:
     }
 
 
-@on_start  # type: ignore[untyped-decorator]
+@on_start  # type: ignore[untyped-decorator]  # untyped there
 def start(root: str) -> None:
     """Keep the directory that every path is relative to."""
     context().worker_state["root"] = root
 
 
-@command  # type: ignore[untyped-decorator]
+@command  # type: ignore[untyped-decorator]  # untyped there
 def analyse(path: str) -> dict[str, Any]:
     """Parse one file."""
     return file_stats(context().worker_state["root"], path)
 
 
-@command  # type: ignore[untyped-decorator]
+@command  # type: ignore[untyped-decorator]  # untyped there
 def open_totals(journal: str) -> int:
     """Set the session up: replay the journal, which is empty at first; return the number of batches in it."""
     state = context().state
@@ -91,7 +91,7 @@ def open_totals(journal: str) -> int:
     return len(state["batches"])
 
 
-@command  # type: ignore[untyped-decorator]
+@command  # type: ignore[untyped-decorator]  # untyped there
 def add_totals(batch: int, files: list[list[Any]]) -> bool:
     """Add ``[package, lines, functions]`` of each file to the session's totals.
 
@@ -111,7 +111,7 @@ def add_totals(batch: int, files: list[list[Any]]) -> bool:
     return True
 
 
-@command  # type: ignore[untyped-decorator]
+@command  # type: ignore[untyped-decorator]  # untyped there
 def totals() -> dict[str, Any]:
     """Return ``{"packages": {name: {"files", "lines", "functions"}}, "batches", "replayed", "pid"}``."""
     state = context().state
