@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import sys
 from pathlib import Path
 
@@ -150,7 +151,6 @@ def test_old_python_and_other_languages(path: Path) -> None:
 
 def test_few_open_files(path: Path) -> None:
     """A low limit of open files is reported with the command that raises it."""
-    resource = pytest.importorskip("resource")
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     lowest = max(int(name) for name in os.listdir("/dev/fd")) + 30
 
