@@ -10,6 +10,8 @@ import queue
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
+from ._text import escape_text
+
 __all__ = (
     "CommandError",
     "CommandTimeout",
@@ -51,7 +53,7 @@ class RemoteTraceback(Exception):
         self.text = text
 
     def __str__(self) -> str:
-        return f'\n"""\n{self.text}"""'
+        return f'\n"""\n{escape_text(self.text, keep_layout=True)}"""'
 
 
 class CommandError(SnakepitError):
@@ -94,7 +96,8 @@ class CommandError(SnakepitError):
 
     def __str__(self) -> str:
         raised = self.type and self.code in ("handler_error", "initializer_error")
-        return f"{self.type}: {self.message}" if raised else self.message
+        # What a worker says may end in a terminal or a log; `message` has it unchanged.
+        return escape_text(f"{self.type}: {self.message}" if raised else self.message, keep_layout=True)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild_command_error, (

@@ -133,8 +133,15 @@ class Channel:
 
     def grant(self, count: int) -> None:
         """Put ``count`` claim tokens into their pipe; before the requests that need them."""
-        if self._claim_write_fd is not None:
-            os.write(self._claim_write_fd, b"x" * count)
+        if self._claim_write_fd is None or self.request_fd is None:
+            return
+        try:
+            granted = os.write(self._claim_write_fd, b"x" * count)
+        except BlockingIOError:
+            granted = 0
+        if granted != count:
+            # Few tokens are ever out, so the worker has filled the pipe itself (through /proc/self/fd).
+            self.close_requests()
 
     def take_back(self, count: int) -> int:
         """Read up to ``count`` unclaimed tokens back; each is a request that the worker will not run."""

@@ -5,6 +5,7 @@ Runs on the manager's thread; owns the channel and the ids that are open on it.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -13,7 +14,7 @@ from typing import Any
 import attrs
 
 from .._core.model import Request
-from .._supervision.stderr import escape
+from .._text import escape_text, show
 from .._wire import callables as _callables
 from .._wire.messages import (
     CommandContent,
@@ -36,6 +37,12 @@ __all__ = ("CallContent", "Link")
 
 CAPABILITIES = ("errors", "pipeline", "session", "deadline", "attachments", "batch", "log", "claim")
 """What the host offers at level 1; ``pickle`` joins for callable workers."""
+
+_MAX_LOG_CHARS = 8192
+"""Arbitrary: as much as a line of stderr may have."""
+
+_SPARE_REPLIES = 100
+"""Arbitrary: a worker that answers twice now and then is borne, one that never stops answering is not."""
 
 _worker_log = logging.getLogger("snakepit.worker")
 _LEVELS = {
@@ -159,6 +166,7 @@ class Link:
         self._open: deque[tuple[int, Request | None, BaseException | None]] = deque()
         self._next_id = 0
         self._capabilities: frozenset[str] = frozenset()
+        self._dropped = 0
         self._deaf = False
         self.watched_fd: int | None = None
 
@@ -293,10 +301,10 @@ class Link:
         if "id" not in message:
             if kind is not None:
                 return None
-            raise ProtocolError(f"a reply without an id: {str(message)[:80]}")
+            raise ProtocolError(f"a reply without an id: {show(message)}")
         request_id = message["id"]
         if type(request_id) is not int:
-            raise ProtocolError(f"a reply to id {request_id!r:.40}: {message.get('error')!r:.200}")
+            raise ProtocolError(f"a reply to id {show(request_id)}: {show(message.get('error'))}")
         if not self._is_next(request_id):
             return None
         if kind == "recalled":
@@ -333,6 +341,9 @@ class Link:
             raise ProtocolError(f"a reply to id {request_id}, which was never issued")
         if self._open and request_id > self._open[0][0]:
             raise ProtocolError(f"a reply to id {request_id} before that to {self._open[0][0]}")
+        self._dropped += 1
+        if self._dropped > self._next_id + _SPARE_REPLIES:
+            raise ProtocolError(f"{self._dropped} replies to requests that were answered before, of {self._next_id}")
         return False
 
     def _shake(self, success: bool, message: dict[str, Any]) -> Arrival:
@@ -342,7 +353,7 @@ class Link:
             return Refused(command_error(error), fatal)
         result = message.get("result")
         if not isinstance(result, dict) or result.get("status") != "ok":
-            return Refused(ProtocolError(f"the handshake's result has no status 'ok': {result!r:.200}"))
+            return Refused(ProtocolError(f"the handshake's result has no status 'ok': {show(result)}"))
         protocol = result.get("protocol")
         if protocol is None or not self._level:
             self._level = 0
@@ -350,10 +361,10 @@ class Link:
                 return Refused(ProtocolError("the worker does not announce 'pickle'"))
             return Shaken(False, False)
         if not isinstance(protocol, dict) or protocol.get("version") != 1:
-            return Refused(ProtocolError(f"the worker wants another protocol: {protocol!r:.200}"))
+            return Refused(ProtocolError(f"the worker wants another protocol: {show(protocol)}"))
         announced = protocol.get("capabilities", [])
         if not isinstance(announced, list):
-            return Refused(ProtocolError(f"capabilities must be a list, not {announced!r:.80}"))
+            return Refused(ProtocolError(f"capabilities must be a list, not {show(announced)}"))
         offered = {*CAPABILITIES, *(["pickle"] if self._callables else [])}
         self._capabilities = frozenset(name for name in announced if isinstance(name, str)) & offered
         if self._callables and "pickle" not in self._capabilities:
@@ -362,8 +373,10 @@ class Link:
         return Shaken(can_claim, "session" in self._capabilities)
 
     def _log(self, message: dict[str, Any]) -> None:
-        level = _LEVELS.get(str(message.get("level", "info")).lower(), logging.INFO)
+        name, text, fields = message.get("level"), message.get("message", ""), message.get("fields")
+        level = _LEVELS.get(name.lower(), logging.INFO) if isinstance(name, str) else logging.INFO
         if _worker_log.isEnabledFor(level):
-            shown = escape(str(message.get("message", "")).encode(errors="backslashreplace"))
-            fields = message.get("fields") or {}
-            _worker_log.log(level, "[%s] %s%s", self.worker_id, shown, f" {fields}" if fields else "")
+            shown = escape_text(text[:_MAX_LOG_CHARS]) if isinstance(text, str) else show(text)
+            # A filter of the user's may raise anything, and this thread has more to do than logging.
+            with contextlib.suppress(Exception):
+                _worker_log.log(level, "[%s] %s%s", self.worker_id, shown, f" {show(fields, 2000)}" if fields else "")

@@ -14,6 +14,7 @@ import select
 import selectors
 import time
 
+from .._text import escape
 from .process import ChildProcess
 
 __all__ = ("StderrReader", "WorkerStderr")
@@ -28,15 +29,6 @@ _MAX_LINE_BYTES = 8192
 """Arbitrary: more of one line is not worth a place in a log."""
 _FLUSH_LIMIT_S = 1.0
 """How long an ending watchdog waits for the reader of the host's fd 2; arbitrary."""
-
-_CONTROL = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0))}
-_CONTROL |= {0x2028: "\\u2028", 0x2029: "\\u2029"}
-_CONTROL_BUT_LAYOUT = {code: text for code, text in _CONTROL.items() if code not in (0x09, 0x0A)}
-
-
-def escape(raw: bytes, *, keep_layout: bool = False) -> str:
-    """Return ``raw`` as text without control characters (newline and tab stay with ``keep_layout``)."""
-    return raw.decode("utf-8", "backslashreplace").translate(_CONTROL_BUT_LAYOUT if keep_layout else _CONTROL)
 
 
 class WorkerStderr:

@@ -127,8 +127,7 @@ class MessageDecoder:
         self._lengths: list[int] = []
         self._place = 0
         # INVARIANT: what has come of a pickle in several frames; JSON frames may come in between.
-        self._parts: list[bytes] = []
-        self._parts_bytes = 0
+        self._parts = bytearray()
         self.error: ProtocolError | None = None
 
     def feed(self, data: bytes) -> list[dict[str, Any] | bytes]:
@@ -173,17 +172,19 @@ class MessageDecoder:
         return self._expect_raw(message, payload)
 
     def _take_part(self, payload: bytes) -> bytes | None:
-        self._parts.append(payload[1:])
-        self._parts_bytes += len(payload) - 1
-        if self._parts_bytes > self._max_message_bytes:
-            seen = self._parts_bytes
+        if len(payload) == 1:
+            raise ProtocolError("a part of a pickle without content")
+        self._parts += memoryview(payload)[1:]
+        if len(self._parts) > self._max_message_bytes:
+            seen = len(self._parts)
+            self._parts = bytearray()
             raise ProtocolError(
                 f"a pickle of {seen} bytes and more (max_message_bytes is {self._max_message_bytes})"
             )
         if payload[0] == _PICKLE_PART:
             return None
-        whole = b"".join(self._parts)
-        self._parts, self._parts_bytes = [], 0
+        whole = bytes(self._parts)
+        self._parts = bytearray()
         if whole[:1] != bytes((PICKLE,)):
             raise ProtocolError(f"frames that are no pickle together: {show_bytes(whole)}")
         return whole

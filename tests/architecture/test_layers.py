@@ -9,9 +9,9 @@ import pytest
 from architecture.survey import imports_of, modules
 
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors", "_clock", "_inbox", "_bridges", "telemetry"),
-    ("_wire", "_supervision", "_store", "_programs"),
-    ("sessions", "config", "adapters", "programs"),
+    ("errors", "_text", "_clock", "_inbox", "_bridges", "telemetry"),
+    ("_wire", "_supervision", "_store", "_programs", "_limits"),
+    ("sessions", "config", "_worker_options", "adapters", "programs"),
     ("_core",),
     ("_pool",),
     ("executor",),
@@ -24,6 +24,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 # What a place may use of its own layer, and why.
 BESIDE: dict[str, tuple[str, ...]] = {
     "programs": ("sessions",),
+    "adapters": ("_worker_options",),
+    "errors": ("_text",),
 }
 
 PURE = ("_wire.messages", "_wire.values", "_core")

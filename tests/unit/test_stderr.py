@@ -8,7 +8,8 @@ import os
 import pytest
 
 from snakepit._supervision import stderr as _stderr
-from snakepit._supervision.stderr import WorkerStderr, escape, write_ready
+from snakepit._supervision.stderr import WorkerStderr, write_ready
+from snakepit._text import escape
 
 
 def test_escape_shows_control_characters() -> None:
