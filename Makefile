@@ -60,9 +60,46 @@ suites: $(VENV)/.installed-dev ## Architecture, unit, conformance, integration a
 wheel-test: $(VENV)/.installed-dev ## Build the distributions, test them from fresh environments
 	$(PYTEST) tests/wheel $(ARGS)
 
+# SECONDS and SEED say how long and what; the seed is printed, the results are written to build/reliability.
+LONG_RUN = PYTHONPATH=tests $(BIN)/python -m chaos
+LONG_RUN_OPTIONS = $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED)) $(ARGS)
+
+.PHONY: chaos
+chaos: $(VENV)/.installed-dev ## Pools under fire for 10 minutes: make chaos SECONDS=60 SEED=1
+	$(LONG_RUN) chaos $(LONG_RUN_OPTIONS)
+
 .PHONY: soak
-soak: $(VENV)/.installed-dev ## The long chaos run
-	$(PYTEST) -m soak --timeout=0 tests $(ARGS)
+soak: $(VENV)/.installed-dev ## Pools at full speed for 30 minutes, watched for what grows: make soak SECONDS=300
+	$(LONG_RUN) soak $(LONG_RUN_OPTIONS)
+
+.PHONY: orphans
+orphans: $(VENV)/.installed-dev ## Every end of a host in every phase, and how fast nothing is left of it
+	$(PYTEST) -m "" tests/orphans $(ARGS)
+
+.PHONY: random
+random: $(VENV)/.installed-dev ## The suites in a random order; its seed is printed
+	$(PYTEST) -p randomly $(ARGS)
+
+.PHONY: fuzz
+fuzz: $(VENV)/.installed-dev ## The scheduler's state machine, 200,000 steps; again: SNAKEPIT_SEED=...
+	SNAKEPIT_LONG=1 $(PYTEST) --timeout=0 -o faulthandler_timeout=0 -s tests/unit/test_scheduler_machine.py $(ARGS)
+
+SECONDS ?= 60
+.PHONY: fuzz-wire
+fuzz-wire: $(VENV)/.installed-dev ## Coverage-guided fuzzing of the codec for SECONDS (60)
+	$(BIN)/python tests/fuzz/fuzz_wire.py $(SECONDS) $(ARGS)
+
+ROUNDS ?= 10
+STRESS := $(addprefix tests/unit/test_,inbox.py ledger.py watchdog.py) $(wildcard tests/unit/test_races*.py tests/integration/test_races*.py) \
+  $(addprefix tests/integration/test_,queue.py crash.py shutdown.py timeouts.py)
+.PHONY: stress
+stress: $(VENV)/.installed-dev ## The concurrency tests ROUNDS (10) times, four at once, beside a busy processor
+	@$(BIN)/python tests/burner.py & burner=$$!; trap 'kill $$burner' EXIT; failed=; \
+	for round in $$(seq $(ROUNDS)); do \
+	  echo "== round $$round of $(ROUNDS)"; \
+	  $(PYTEST) -p randomly -n 4 -q $(STRESS) $(ARGS) || failed="$$failed $$round"; \
+	done; \
+	if [ -n "$$failed" ]; then echo "failed in round$$failed"; exit 1; fi
 
 .PHONY: coverage
 coverage: $(VENV)/.installed-dev ## Branch coverage; the pure modules must be covered completely
@@ -78,6 +115,16 @@ docs: $(VENV)/.installed-dev ## Build the documentation, warnings are errors
 .PHONY: bench
 bench: $(VENV)/.installed-dev ## Run each benchmark beside its peers
 	@set -e; for script in benchmarks/[a-z]*.py; do echo "== $$script"; $(BIN)/python $$script; done
+
+.PHONY: repeat
+repeat: $(VENV)/.installed-dev ## The suites 20 times in their own order and 5 times in a random one
+	$(BIN)/python tests/repeat.py $(ARGS)
+
+.PHONY: audit
+audit: $(VENV)/.installed-dev ## Ask for known vulnerabilities of the dependencies; needs the network
+	$(BIN)/python -m venv $(VENV)/audit
+	$(VENV)/audit/bin/python -m pip --disable-pip-version-check --quiet install pip-audit
+	$(VENV)/audit/bin/pip-audit --path "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
 
 .PHONY: api-snapshot
 api-snapshot: $(VENV)/.installed-dev ## Accept the public interface as it is now

@@ -6,11 +6,15 @@ Posting is safe from every thread and never blocks; draining belongs to the owne
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from collections import deque
 from typing import Any
 
 __all__ = ("Inbox",)
+
+_ONE = (1).to_bytes(8, sys.byteorder)
+"""What a write adds to an eventfd, in the machine's own order: another one would soon fill it."""
 
 
 class Inbox:
@@ -18,6 +22,7 @@ class Inbox:
 
     Attributes:
         lock: Protects the queue and whatever its owner ties to the same instant (admission, counters).
+        edges: Whether each write is an edge, so that an owner who watches for edges need not read.
     """
 
     # LOCK: `lock` protects `_items`, `_asleep`, `_waking` and the ledger; it is never held while calling out.
@@ -25,16 +30,22 @@ class Inbox:
     # RACE: 1. a thread holds the lock and allocates, 2. the collector finds an executor in a cycle there,
     # 3. its finalizer closes the pool, on the same thread.  Hence reentrant
     # (tests/integration/test_gc_and_exit.py::test_executor_collected_while_its_lock_is_held).
-    # INVARIANT: `_asleep` is True only between `may_sleep` and the next post or `drain`; so a burst of
-    # posts makes one system call, and none while the owner is at work.
+    # INVARIANT: `_asleep` is True from `may_sleep` until the owner's wake-up is written, or its `drain`; so a
+    # burst of posts makes one system call, and none while the owner is at work.
+    # RACE: 1. a post finds the owner asleep, 2. Ctrl-C raises in the posting thread before it has written.  Only
+    # a write that was done ends `_asleep`: the next post, such as that of a shutdown, wakes the owner for both
+    # (tests/unit/test_wake_up.py::test_ctrl_c_in_a_post_loses_no_later_wake_up).
     # INVARIANT: the descriptors stay open while `_waking` posters may still write to them.
     def __init__(self) -> None:
         self.lock = threading.RLock()
         self._items: deque[Any] = deque()
         self._asleep = False
+        self._nap = 0
         self._waking = 0
         self._closed = False
-        if hasattr(os, "eventfd"):
+        self.edges = hasattr(os, "eventfd")
+        self.fd = self._write_fd = -1
+        if self.edges:
             self.fd = self._write_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         else:
             self.fd, self._write_fd = os.pipe()
@@ -56,27 +67,40 @@ class Inbox:
         self._items.append(item)
         if not self._asleep:
             return False
-        self._asleep = False
         self._waking += 1
         return True
 
     def wake(self) -> None:
         """Wake the owner; once for each True of ``post_locked``, without the lock."""
+        nap = self._nap
+        written = False
         try:
-            os.write(self._write_fd, b"\x01\0\0\0\0\0\0\0")
-        except BlockingIOError:
-            # A full wake-up pipe wakes as well as one byte more.
-            pass
+            self._write()
+            written = True
         finally:
             with self.lock:
+                # RACE: 1. the owner wakes of this write, or of something else, 2. it sleeps again, 3. this.  The
+                # write belongs to the nap that was read before it, and says nothing about a later one
+                # (tests/unit/test_wake_up.py::test_every_interleaving_wakes_the_owner).
+                if written and nap == self._nap:
+                    self._asleep = False
                 self._waking -= 1
                 if self._closed and not self._waking:
                     self._close_fds()
+
+    def _write(self) -> None:
+        try:
+            os.write(self._write_fd, _ONE)
+        except BlockingIOError:
+            # Full: that wakes who watches the level.  For who watches for edges, room is made for another.
+            self.clear_wake()
+            os.write(self._write_fd, _ONE)
 
     def may_sleep(self) -> bool:
         """THREAD: owner.  Return True when nothing is posted; from then on a post wakes the descriptor."""
         with self.lock:
             self._asleep = not self._items
+            self._nap += 1
             return self._asleep
 
     def drain(self) -> deque[Any]:
@@ -87,7 +111,7 @@ class Inbox:
         return items
 
     def clear_wake(self) -> None:
-        """THREAD: owner.  Make the descriptor unreadable again, where it is not watched for edges."""
+        """Make the descriptor unreadable again; for an owner who does not watch for edges."""
         try:
             os.read(self.fd, 4096)
         except BlockingIOError:
@@ -107,6 +131,10 @@ class Inbox:
         fds, self.fd, self._write_fd = {self.fd, self._write_fd}, -1, -1
         for fd in fds - {-1}:
             os.close(fd)
+
+    def __del__(self) -> None:
+        # A poster that Ctrl-C has cut short before its write is still counted, and nobody else closes them then.
+        self._close_fds()
 
     def replace_lock(self) -> None:
         """THREAD: the only one of a forked child.  The lock may be held by a thread that is gone."""

@@ -10,13 +10,12 @@ import os
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, ClassVar
-
-import attrs
+from typing import Any, ClassVar, Unpack
 
 from ._bridges import bridge_path
-from ._programs import check_program, check_variables, find_executable, from_directory
+from ._programs import check_program, find_executable, from_directory, host_variables
 from ._wire.values import JsonValue, encode_value
+from ._worker_options import Limit, WorkerOptions, WorkerSpec, check_options
 from .errors import EncodeError, WorkerStartError
 
 __all__ = (
@@ -25,51 +24,51 @@ __all__ = (
     "CommandAdapter",
     "JavaScriptAdapter",
     "PythonAdapter",
+    "WorkerOptions",
     "WorkerSpec",
 )
-
-
-@attrs.frozen
-class WorkerSpec:
-    """The worker for which an adapter gives an environment.
-
-    Attributes:
-        worker_id: Name of this incarnation.
-        slot: Place in the pool, 0 to ``max_workers - 1``; e.g. the number of a GPU.
-        incarnation: 1 for the slot's first process, rising.
-        pool: The pool's name.
-    """
-
-    worker_id: str
-    slot: int
-    incarnation: int
-    pool: str
 
 
 class Adapter(ABC):
     """Says what a worker is; subclass it for a language or program of your own.
 
-    The attributes below may be set on the class or on the instance.  An exception in a callback
-    hurts the call it was made for, no other.
+    The attributes below, and those of ``WorkerOptions``, may be set on the class or on the instance.  An
+    exception in a callback hurts the call it was made for, no other.
+
+    Args:
+        options: See ``WorkerOptions``.
+
+    Raises:
+        TypeError, ValueError: A bad parameter; raised here.
 
     Attributes:
         level: 0: frames on stdin and stdout, as in Snakepit 0.1.2.  1: on pipes of their own
             (``SNAKEPIT_FDS``), and the capabilities that the worker announces.
         output: What becomes of the worker's stdout and stderr: "log" (lines to the logger
             ``snakepit.worker``) or "inherit" (the host's stdout and stderr).
-        env: Environment variables to add, or None.
-        cwd: Working directory, or None for the host's.
-        inherit_env: Start from the host's environment.
         start_args: JSON value for the worker's ``on_start``.
     """
 
     level: int = 0
     output: str = "log"
-    env: Mapping[str, str] | None = None
-    cwd: str | os.PathLike[str] | None = None
-    inherit_env: bool = True
     start_args: JsonValue = None
     runs_callables: ClassVar[bool] = False
+    env: Mapping[str, str] | None = None
+    inherit_env: bool | Collection[str] = True
+    threads: int | str | None = "auto"
+    cwd: str | os.PathLike[str] | None = None
+    umask: int | None = None
+    nice: int = 0
+    rlimits: Mapping[str, Limit] | None = None
+
+    def __init__(self, **options: Unpack[WorkerOptions]) -> None:
+        for name, value in options.items():
+            if name not in WorkerOptions.__annotations__:
+                known = ", ".join(WorkerOptions.__annotations__)
+                raise TypeError(f"{type(self).__name__} has no parameter {name!r}; every adapter has {known}")
+            if name != "wrap" or value is not None:
+                setattr(self, name, value)
+        _check_common(self)
 
     @abstractmethod
     def executable_path(self) -> str:
@@ -90,6 +89,18 @@ class Adapter(ABC):
     def environment(self, worker: WorkerSpec) -> Mapping[str, str]:
         """Return more environment variables for one worker, e.g. ``CUDA_VISIBLE_DEVICES`` by ``worker.slot``."""
         return {}
+
+    def wrap(self, argv: tuple[str, ...], worker: WorkerSpec) -> Sequence[str]:
+        """Return the command line that runs ``argv`` inside another program, e.g. ``["bwrap", ..., "--", *argv]``.
+
+        That program inherits the worker's environment, directory, descriptors and limits.  It has to become the
+        worker, or to wait for it and end as it ends.  An exception is a failed start.
+
+        Args:
+            argv: The worker's own command line, its program an absolute path.
+            worker: The one to start.
+        """
+        return argv
 
     def supported_commands(self) -> Collection[str] | None:
         """Return the commands; None leaves it to the worker to refuse unknown ones."""
@@ -118,9 +129,8 @@ class Adapter(ABC):
             TypeError, ValueError: A bad attribute (``level``, ``env``, ``start_args``, ...); raised here.
         """
         _check_common(self)
-        program = find_executable(
-            self.executable_path(), type(self).__name__, cwd=self.cwd, env=self.env, inherit_env=self.inherit_env
-        )
+        variables = {**host_variables(self.inherit_env), **(self.env or {})}
+        program = find_executable(self.executable_path(), type(self).__name__, cwd=self.cwd, variables=variables)
         script = self.script_path()
         if script is not None and not os.path.isfile(from_directory(self.cwd, script)):
             raise WorkerStartError(f"{type(self).__name__}: no script {script!r}", argv=(program, script))
@@ -135,12 +145,7 @@ def _check_common(adapter: Adapter) -> None:
         raise ValueError(f"{kind}: output must be 'log' or 'inherit', not {adapter.output!r}")
     if adapter.level not in (0, 1) or isinstance(adapter.level, bool):
         raise ValueError(f"{kind}: level must be 0 or 1, not {adapter.level!r}")
-    if adapter.env is not None:
-        check_variables(f"{kind}: env", adapter.env)
-    if adapter.cwd is not None and not isinstance(adapter.cwd, (str, os.PathLike)):
-        raise TypeError(f"{kind}: cwd must be a path, not {adapter.cwd!r} ({type(adapter.cwd).__name__})")
-    if adapter.cwd is not None and not os.path.isdir(adapter.cwd):
-        raise ValueError(f"{kind}: cwd {os.fspath(adapter.cwd)!r} is not a directory")
+    check_options(kind, adapter)
     _, attachments = encode_value(adapter.start_args, "/start_args")
     if attachments:
         raise EncodeError(
@@ -155,11 +160,9 @@ class CommandAdapter(Adapter):
         argv: The command line, e.g. ``["ruby", "-rtime", "bridge.rb"]``; no shell sees it.
         commands: The commands it has, or None if it answers unknown ones itself.
         level: 0 for a bridge that uses stdin and stdout, 1 for one that opens ``SNAKEPIT_FDS``.
-        env: Environment variables to add.
-        cwd: Working directory.
-        inherit_env: Start from the host's environment.
         start_args: JSON value for the worker's ``on_start`` (level 1).
         output: "log" or "inherit".
+        options: See ``WorkerOptions``.
 
     Raises:
         TypeError, ValueError: A bad parameter; raised here.
@@ -171,11 +174,9 @@ class CommandAdapter(Adapter):
         *,
         commands: Collection[str] | None = None,
         level: int = 0,
-        env: Mapping[str, str] | None = None,
-        cwd: str | os.PathLike[str] | None = None,
-        inherit_env: bool = True,
         start_args: JsonValue = None,
         output: str = "log",
+        **options: Unpack[WorkerOptions],
     ) -> None:
         if isinstance(argv, (str, bytes)) or not argv:
             raise TypeError(f"argv must be a sequence of words, e.g. ['ruby', 'bridge.rb'], not {argv!r}")
@@ -187,12 +188,9 @@ class CommandAdapter(Adapter):
         self._argv = words
         self._commands = None if commands is None else frozenset(commands)
         self.level = level
-        self.env = env
-        self.cwd = cwd
-        self.inherit_env = inherit_env
         self.start_args = start_args
         self.output = output
-        _check_common(self)
+        super().__init__(**options)
 
     def executable_path(self) -> str:
         """Return the first word of the command line."""
@@ -219,20 +217,15 @@ class _BridgeAdapter(Adapter):
         self,
         program: str,
         handlers: str | os.PathLike[str] | None,
-        env: Mapping[str, str] | None,
-        cwd: str | os.PathLike[str] | None,
-        inherit_env: bool,
         start_args: JsonValue,
         output: str,
+        **options: Unpack[WorkerOptions],
     ) -> None:
         self._program = program
         self._handlers = None if handlers is None else self._check_handlers(handlers)
-        self.env = env
-        self.cwd = cwd
-        self.inherit_env = inherit_env
         self.start_args = start_args
         self.output = output
-        _check_common(self)
+        super().__init__(**options)
 
     def _check_handlers(self, handlers: str | os.PathLike[str]) -> str:
         kind = type(self).__name__
@@ -268,11 +261,9 @@ class PythonAdapter(_BridgeAdapter):
     Args:
         handlers: A ``.py`` file or a module name, or None for the built-in commands alone.
         python: The interpreter, 3.8 or newer, e.g. that of another virtual environment.
-        env: Environment variables to add.
-        cwd: Working directory.
-        inherit_env: Start from the host's environment.
         start_args: JSON value for the handlers file's ``on_start``.
         output: "log" or "inherit".
+        options: See ``WorkerOptions``.
 
     Raises:
         TypeError, ValueError: A bad parameter; raised here.
@@ -287,13 +278,11 @@ class PythonAdapter(_BridgeAdapter):
         handlers: str | os.PathLike[str] | None = None,
         *,
         python: str | os.PathLike[str] = sys.executable,
-        env: Mapping[str, str] | None = None,
-        cwd: str | os.PathLike[str] | None = None,
-        inherit_env: bool = True,
         start_args: JsonValue = None,
         output: str = "log",
+        **options: Unpack[WorkerOptions],
     ) -> None:
-        super().__init__(check_program("python", python), handlers, env, cwd, inherit_env, start_args, output)
+        super().__init__(check_program("python", python), handlers, start_args, output, **options)
 
 
 class JavaScriptAdapter(_BridgeAdapter):
@@ -302,11 +291,9 @@ class JavaScriptAdapter(_BridgeAdapter):
     Args:
         handlers: A ``.js``, ``.cjs`` or ``.mjs`` file, or None for the built-in commands alone.
         node: The runtime, 16 or newer.
-        env: Environment variables to add.
-        cwd: Working directory.
-        inherit_env: Start from the host's environment.
         start_args: JSON value for the handlers file's ``onStart``.
         output: "log" or "inherit".
+        options: See ``WorkerOptions``.
 
     Raises:
         TypeError, ValueError: A bad parameter; raised here.
@@ -321,13 +308,11 @@ class JavaScriptAdapter(_BridgeAdapter):
         handlers: str | os.PathLike[str] | None = None,
         *,
         node: str | os.PathLike[str] = "node",
-        env: Mapping[str, str] | None = None,
-        cwd: str | os.PathLike[str] | None = None,
-        inherit_env: bool = True,
         start_args: JsonValue = None,
         output: str = "log",
+        **options: Unpack[WorkerOptions],
     ) -> None:
-        super().__init__(check_program("node", node), handlers, env, cwd, inherit_env, start_args, output)
+        super().__init__(check_program("node", node), handlers, start_args, output, **options)
 
 
 class CallableAdapter(Adapter):
@@ -338,6 +323,7 @@ class CallableAdapter(Adapter):
         initargs: Its arguments; locks and queues made by ``SnakepitExecutor.mp_context`` may be among them.
         mp_context: loky's context (default) or a ``spawn`` context of multiprocessing.
         output: "inherit" (as in ``ProcessPoolExecutor``) or "log".
+        options: See ``WorkerOptions``; the directory is also that of ``os.getcwd()`` in a call, not of ``sys.path``.
 
     Raises:
         TypeError, ValueError: A bad parameter, a fork or forkserver context included; raised here.
@@ -353,6 +339,7 @@ class CallableAdapter(Adapter):
         mp_context: Any = None,
         *,
         output: str = "inherit",
+        **options: Unpack[WorkerOptions],
     ) -> None:
         if initializer is not None and not callable(initializer):
             raise TypeError(f"initializer must be callable, not {initializer!r}")
@@ -360,7 +347,7 @@ class CallableAdapter(Adapter):
         self.initargs = tuple(initargs)
         self.mp_context = mp_context
         self.output = output
-        _check_common(self)
+        super().__init__(**options)
 
     def executable_path(self) -> str:
         """Return the host's own interpreter."""

@@ -71,7 +71,7 @@ class PoolConfig:
         kill_grace_s: Seconds between TERM and KILL.
         restart_backoff_s: Seconds before a slot's second start after a failed one.
         restart_backoff_factor: Growth of that delay per further failure, >= 1.
-        restart_backoff_cap_s: Longest such delay.
+        restart_backoff_cap_s: Longest such delay, before it is varied.
         restart_backoff_jitter: Share by which a delay varies both ways, 0 to 1.
         restart_budget: Consecutive failed starts after which the pool is broken, >= 1.
         max_frame_bytes: Longest frame either way, 1 KiB to below 128 MiB.
@@ -80,12 +80,13 @@ class PoolConfig:
         stderr_tail_bytes: Bytes of stderr kept for error messages.
         min_workers: Workers kept at all times, from the start; None: all for commands, 0 for callables.
         worker_idle_timeout_s: Seconds after which an idle worker above ``min_workers`` is ended; None: never.
-        max_requests_per_worker: Answered requests after which a worker is replaced; None: never.
+        max_requests_per_worker: Answered requests after which a worker is replaced, from 10 on varied by 10 %
+            downwards; None: never.
         max_worker_age_s: Seconds after which a worker is replaced (varied by 10 %); None: never.
         max_worker_rss_bytes: Resident memory of a worker's process group above which it is replaced, or None.
         session_ttl_s: Idle seconds after which a session's binding ends.
         max_sessions: Sessions bound at a time, >= 1.
-        session_drain_s: Seconds that the planned end of a worker waits for its strict sessions.
+        session_drain_s: Seconds that the planned end of a worker waits for its strict sessions; it serves on.
         callback_slow_s: Seconds after which a callback on the pool's thread is reported as slow.
     """
 

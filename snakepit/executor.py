@@ -5,6 +5,7 @@ Runs on callers' threads; owns nothing that another thread changes.
 
 from __future__ import annotations
 
+import functools
 import os
 import threading
 import weakref
@@ -312,15 +313,15 @@ class SnakepitExecutor(Executor):
         self._intake.refuse_to_wait("wait_ready()")
         waiter: Future[None] = Future()
         if not self._manager.post(m.WorkersWanted(workers, waiter)):
-            raise RuntimeError("the pool is shut down")
+            raise self._ledger.refusal() or RuntimeError("the pool is shut down")
         try:
             waiter.result(limit_s)
         except TimeoutError:
             if waiter.done():
                 raise
-            raise TimeoutError(
-                f"{workers} ready workers were not there within {limit_s} s: {self.stats()}"
-            ) from None
+            failed = self._manager.ask(lambda scheduler: scheduler.lifecycle.policy.last_error)
+            numbers = f"{workers} ready workers were not there within {limit_s} s: {self.stats()}"
+            raise TimeoutError(f"{numbers}; {failed}" if failed else numbers) from failed
 
     def restart_worker(self, worker_id: str) -> None:
         """Drain one worker and replace it; returns when that has begun.
@@ -350,9 +351,11 @@ class SnakepitExecutor(Executor):
         """End every worker at once with KILL and shut down; running requests fail with ``WorkerDied``."""
         self._end_now(kill=True)
 
-    def _end_now(self, *, kill: bool) -> None:
+    def _end_now(self, *, kill: bool, wait: bool = False) -> None:
         self._shut_door()
         self._manager.request(m.EndRequested(kill))
+        if wait:
+            self.shutdown()
 
     def shutdown(
         self, wait: bool = True, *, cancel_futures: bool = False, timeout: float | None = None
@@ -383,15 +386,13 @@ class SnakepitExecutor(Executor):
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        # Somebody who presses Ctrl-C does not mean "after the queue is empty".
-        if exc_type is not None and issubclass(exc_type, (KeyboardInterrupt, SystemExit)):
-            self.shutdown(cancel_futures=True, timeout=self._config.shutdown_grace_s)
-            return
-        try:
-            self.shutdown()
-        except (KeyboardInterrupt, SystemExit):
-            self.shutdown(cancel_futures=True, timeout=self._config.shutdown_grace_s)
-            raise
+        # Somebody who presses Ctrl-C does not mean "after the queue is empty", and who presses it again means "now".
+        hurried = exc_type is not None and issubclass(exc_type, _lifetime.INTERRUPTS)
+        hurry = functools.partial(self.shutdown, cancel_futures=True, timeout=self._config.shutdown_grace_s)
+        steps = (hurry, functools.partial(self._end_now, kill=True, wait=True))
+        interrupt = _lifetime.leave(steps if hurried else (self.shutdown, *steps))
+        if interrupt is not None and not hurried:
+            raise interrupt
 
     def __repr__(self) -> str:
         return f"<SnakepitExecutor {self._name!r} {type(self._adapter).__name__} max_workers={self._max_workers}>"

@@ -36,15 +36,16 @@ __all__ = ("MemoryBackend", "SQLiteBackend", "Session", "SessionBackend", "Sessi
 _SESSION: Final = ""  # the key of the session's own row; program ids are never empty
 _GLOBAL: Final = ""  # the owner of the global programs; session ids are never empty
 
+_SWEEP_S: Final = 60.0  # arbitrary; what has expired is invisible meanwhile
 _UPDATE_ATTEMPTS: Final = 50  # arbitrary; each lost attempt means that another process got its change in
 
 
 class SessionStore:
     """Sessions and programs by id, safe from any thread, with idle expiry.
 
-    An expired session is gone for every method, and its id is free; ``cleanup_expired`` frees the space,
-    and so does ``create`` where the quota is reached.  The store iterates over the ids, oldest first.
-    Ids are text, not empty; every method raises TypeError or ValueError for another one, ``in`` says
+    An expired session is gone for every method, and its id is free.  ``create`` frees the space of all expired ones
+    once a minute and where the quota is reached, ``cleanup_expired`` at any time.  The store iterates over the ids,
+    oldest first.  Ids are text, not empty; every method raises TypeError or ValueError for another one, ``in`` says
     False, and every method but ``close`` raises ``SessionError`` after ``close``.
 
     Args:
@@ -54,8 +55,7 @@ class SessionStore:
         clock: Returns wall-clock seconds, so that times mean the same after a restart.
 
     Raises:
-        TypeError: An argument of the wrong type; raised here.
-        ValueError: A number out of range; raised here.
+        TypeError, ValueError: An argument of the wrong type, or a number out of range; raised here.
     """
 
     def __init__(
@@ -75,6 +75,7 @@ class SessionStore:
         self._turns = Turns()
         self._count_lock = threading.Lock()  # LOCK: protects _expired_total; nothing is called under it
         self._expired_total = 0
+        self._swept_at = -math.inf  # INVARIANT: used inside write transactions only
 
     @classmethod
     def open(
@@ -345,11 +346,10 @@ class SessionStore:
                 with self._backend.transaction(write=True) as table:
                     now = self._clock()
                     # RACE: 1. the callback runs; 2. another process, or store_program here, changes the
-                    # row; 3. storing the result would undo that.  The version tells, and it starts again.
-                    # Test: test_an_update_starts_again_when_the_row_changed_meanwhile.
+                    # row; 3. storing the result would undo that.  The version tells, and it starts again
+                    # (tests/unit/test_sessions.py::test_an_update_starts_again_when_the_row_changed_meanwhile).
                     if _find(table, session_id, key, now).version == row.version:
-                        times = row.created_at, now, row.ttl_s
-                        table.put(session_id, key, Row(value, *times, new_version()))
+                        table.put(session_id, key, Row(value, row.created_at, now, row.ttl_s, new_version()))
                         table.touch(session_id, _SESSION, now)
                         return table.owned(session_id)
         raise SessionError(f"session {session_id!r} was changed by others during {_UPDATE_ATTEMPTS} updates")
@@ -364,12 +364,13 @@ class SessionStore:
         return row is not None and not expired
 
     def _make_room(self, table: Table, now: float, *, sessions: bool) -> tuple[int, bool]:
-        """Sweep where the quota is reached; return the number swept, and whether one more fits."""
+        """Sweep where it is time to or the quota is reached; return the number swept, and whether one more fits."""
         kind = 0 if sessions else 1
-        if self._max_sessions is None or table.sizes()[kind] < self._max_sessions:
+        recent = self._swept_at <= now < self._swept_at + _SWEEP_S  # also after a clock was set back
+        if recent and (self._max_sessions is None or table.sizes()[kind] < self._max_sessions):
             return 0, True
-        swept = table.sweep(now)
-        return swept, table.sizes()[kind] < self._max_sessions
+        swept, self._swept_at = table.sweep(now), now
+        return swept, self._max_sessions is None or table.sizes()[kind] < self._max_sessions
 
     def _count_expired(self, number: int) -> None:
         if number:

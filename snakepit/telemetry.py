@@ -228,8 +228,8 @@ def execute(event: str, measurements: Mapping[str, Any], metadata: Mapping[str, 
 
 def _report_failure(event: str, handler_id: str, handler: Handler, error: BaseException) -> None:
     # RACE: 1. two threads emit, the same handler raises in both; 2. each comes here.  The removal says
-    # who was first, so it is reported once; and an id that was attached anew meanwhile stays.
-    # Test: test_a_handler_failing_on_two_threads_is_reported_once.
+    # who was first, so it is reported once; and an id that was attached anew meanwhile stays
+    # (tests/unit/test_telemetry.py::test_a_handler_failing_on_two_threads_is_reported_once).
     if not _remove(handler_id, handler):
         return
     _logger.warning(
@@ -288,8 +288,8 @@ def _replace_table(change: Callable[[_Table], _Table]) -> None:
             old = _table
             new = change(old)
             # RACE: 1. change() allocates; 2. the collector runs a finalizer on this thread; 3. it
-            # detaches, through the lock that nests; 4. the table made in 1 is stale, so make it anew.
-            # Test: test_a_finalizer_may_detach_in_the_middle_of_attach.
+            # detaches, through the lock that nests; 4. the table made in 1 is stale, so make it anew
+            # (tests/unit/test_telemetry.py::test_a_finalizer_may_detach_in_the_middle_of_attach).
             if _table is old:
                 _table = new
                 return

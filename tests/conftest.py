@@ -37,6 +37,16 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         terminalreporter.line(f"not tested: {', '.join(missing)}; to install them: {HOW_TO_INSTALL}")
 
 
+@pytest.fixture(autouse=True, scope="session")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Keep the registry of this run, and of the hosts that it starts, apart from the user's own."""
+    directory = tmp_path_factory.mktemp("registry")
+    directory.chmod(0o700)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SNAKEPIT_REGISTRY", str(directory))
+        yield directory
+
+
 @pytest.fixture(autouse=True)
 def leak_check(request: pytest.FixtureRequest) -> Iterator[None]:
     """Fail a test that leaves a process, a thread or a descriptor behind."""

@@ -1,7 +1,7 @@
 #!/bin/sh
-# Makes sure that the languages of the test workers are there: Node (has to be present) and Ruby
-# (installed if a package manager and the right to use it are at hand).  What stays missing is said
-# loudly; with CI=true it is a failure, since a skipped language would pass for a tested one.
+# Makes sure that the programs of the test workers are there: Node (has to be present), Ruby, and on Linux
+# bubblewrap (installed if a package manager and the right to use it are at hand).  What stays missing is
+# said loudly; with CI=true it is a failure, since what was skipped would pass for tested.
 set -eu
 
 has() { command -v "$1" >/dev/null 2>&1; }
@@ -14,25 +14,32 @@ may_be_root() {
     return 1
 }
 
-install_ruby() {
+install() {
     if has apt-get && may_be_root; then
         $as_root apt-get update -q &&
-            $as_root env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends ruby
+            $as_root env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends "$1"
     elif has brew; then
-        brew install ruby
+        brew install "$1"
     else
         echo "install_runtimes: no usable package manager (apt-get as root or through sudo -n, or brew)" >&2
         return 1
     fi
 }
 
-if ! has ruby; then
-    echo "install_runtimes: ruby is missing, installing it"
-    install_ruby </dev/null || echo "install_runtimes: installing ruby failed" >&2
-fi
+runtimes="node ruby"
+if [ "$(uname)" = Linux ]; then runtimes="$runtimes bwrap"; fi
+
+for runtime in $runtimes; do
+    package=$runtime
+    if [ "$runtime" = bwrap ]; then package=bubblewrap; fi
+    if [ "$runtime" != node ] && ! has "$runtime"; then
+        echo "install_runtimes: $runtime is missing, installing $package"
+        install "$package" </dev/null || echo "install_runtimes: installing $package failed" >&2
+    fi
+done
 
 missing=
-for runtime in node ruby; do
+for runtime in $runtimes; do
     if has "$runtime"; then
         echo "install_runtimes: $runtime: $("$runtime" --version)"
     else

@@ -535,7 +535,8 @@ function run(job) {
 
 function settle(context, reply) {
   // RACE: 1. a timer of the handler throws  2. its request is answered with that  3. its promise settles as
-  // well.  Only the first counts, and by then `current` is null or another request's.
+  // well.  Only the first counts, and by then `current` is null or another request's
+  // (tests/conformance/test_javascript.py::test_promise_that_resolves_after_its_request_was_answered_is_ignored).
   if (current !== context) return;
   current = null;
   reply();

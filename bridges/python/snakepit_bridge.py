@@ -224,7 +224,9 @@ def watch_eof(runner):
     waiter.register(stream.in_fd, 0)
     waiter.poll()
     # RACE: 1. the host closes both pipes, or 2. it closes the requests and still reads replies.  In
-    # the first case nobody waits for anything; in the second a reply on its way out gets a moment.
+    # the first case nobody waits for anything; in the second a reply on its way out gets a moment
+    # (tests/unit/test_races_supervision.py::test_a_worker_whose_host_closes_both_pipes and
+    # tests/unit/test_races_supervision.py::test_a_worker_whose_host_still_reads_replies).
     waiter = poll()
     waiter.register(stream.out_fd, 0)
     waiter.poll(EOF_GRACE_MS)

@@ -131,14 +131,26 @@ def run(adapter: str, command: str, args_text: str, **options: Any) -> int:
 Examples:
   snakepit doctor
   snakepit doctor --json | jq .next_steps
+  snakepit doctor --orphans
+  snakepit doctor --kill-orphans
 """,
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def doctor(as_json: bool) -> int:
+@click.option("--orphans", is_flag=True, help="Only list the workers that dead hosts have left.")
+@click.option("--kill-orphans", is_flag=True, help="End these workers, and say what was ended.")
+def doctor(as_json: bool, orphans: bool, kill_orphans: bool) -> int:
     """Look at this machine: interpreters, bridges, and what the pool uses of the system.
 
     Each interpreter with a bridge is started and asked.  The exit status is 0 if workers of this Python work.
+
+    With --orphans or --kill-orphans nothing is started.  The exit status is 0 if there are no orphans
+    (any more), 1 if there are some, 3 if that cannot be found out here.
     """
+    if orphans or kill_orphans:
+        from .orphans import run_orphans
+
+        return run_orphans(make_console(), as_json, kill_orphans)
+
     from .doctor import run_doctor
 
     return run_doctor(make_console(), as_json)

@@ -28,6 +28,7 @@ from ..adapters import Adapter, JavaScriptAdapter, PythonAdapter
 from ..config import PoolConfig
 from ..errors import SnakepitError
 from ..executor import SnakepitExecutor
+from .orphans import describe_registry
 from .terminal import make_table
 
 __all__ = ("Examination", "Finding", "examine", "run_doctor")
@@ -286,6 +287,7 @@ def _system() -> dict[str, Any]:
         "setpriv": find_setpriv(),
         "pidfd": _has_pidfd(),
         "guardian": False,  # until a pool has had one
+        "registry": describe_registry(),
         "cpu_count": int(loky.cpu_count()),
         "cpus_of_machine": os.cpu_count(),
         "open_files_soft": None if soft == resource.RLIM_INFINITY else soft,
@@ -361,6 +363,7 @@ def _show(console: Console, found: Examination) -> None:
     soft = system["open_files_soft"]
     facts = make_table(console, "", "")
     facts.add_row("guardian", "works" if system["guardian"] else "not seen")
+    facts.add_row("registry", system["registry"])
     facts.add_row("setpriv", system["setpriv"] or "none")
     facts.add_row("pidfd", "yes" if system["pidfd"] else "no")
     facts.add_row("CPUs", f"{system['cpu_count']} usable of {system['cpus_of_machine']}")

@@ -20,11 +20,13 @@ class Session:
 
     Attributes:
         worker: The incarnation that holds the state, None before the first dispatch or after a loss.
-        head: The one request of an unbound strict session that stands in the common lane.
+        head: The one request of an unbound strict session that stands in the common lane; of a hint session,
+            the one that waits for its set-up in a worker's lane, and that no other may overtake.
         waiting: Requests, in order, that wait for the session itself: until it is bound (strict), set up
             (hint), or begins (a successor).
         unsettled: Requests accepted and not ended.
         lost: The state is gone and nobody has been told.
+        hearers: Requests that told the latest loss and were not cancelled before.
         lost_until: Requests accepted up to this seq fail with the loss that was told.
         told: The call that binds next fixes the mode: nothing of an earlier binding is left.
         steps: Set-up commands that have not been answered on the present worker.
@@ -40,6 +42,7 @@ class Session:
         "blocked",
         "ended",
         "head",
+        "hearers",
         "last_used",
         "lost",
         "lost_until",
@@ -80,6 +83,7 @@ class Session:
         self.unsettled = 0
         self.rank: int | None = None
         self.lost = False
+        self.hearers = 0
         self.lost_until = -1
         self.told = True
         self.moved = False
@@ -91,8 +95,8 @@ class Session:
 
     @property
     def ready(self) -> bool:
-        """True when no set-up command stands before its requests."""
-        return not self.steps
+        """True when no set-up command, and no request that waits behind one, stands before its requests."""
+        return not self.steps and (self.pinned or self.head is None)
 
     @property
     def pinned(self) -> bool:

@@ -5,16 +5,28 @@ Pure; used by the scheduler on the manager's thread.
 
 from __future__ import annotations
 
+import copy
 import random
 from typing import Any
 
 from ..config import PoolConfig
-from .lanes import Lane, Tally
+from .lanes import Queue, Tally
 from .model import Action, Emit, PoolState, Request, RequestState, Worker
 from .timers import Timers
 from .workers import WorkerTable
 
-__all__ = ("Board",)
+__all__ = ("Board", "fresh")
+
+
+def fresh(error: BaseException) -> BaseException:
+    """Return a copy of an error that several callers are to get, with its cause and no traceback.
+
+    Raised, an exception keeps the frames of who raised it: one object for all would mix their tracebacks, and for
+    as long as the pool holds it nothing that those frames refer to is freed, the executor itself included.
+    """
+    made = copy.copy(error)
+    made.__cause__ = error.__cause__
+    return made
 
 
 class Board:
@@ -30,7 +42,7 @@ class Board:
     Attributes:
         now: Time of the event that is being handled, monotonic seconds.
         horizon: The last seq accepted when that event was taken up.
-        queue: Requests that any worker may run.
+        queue: Requests that wait for no worker in particular.
         ahead: Requests sent ahead of time to all workers together.
         tally: Counts the requests in all lanes.
     """
@@ -47,7 +59,7 @@ class Board:
         self.now = 0.0
         self.horizon = 0
         self.tally = Tally()
-        self.queue = Lane(self.tally)
+        self.queue = Queue(self.tally)
         self.timers = Timers()
         self.workers = WorkerTable(name, size, self.tally)
         self.ahead = 0

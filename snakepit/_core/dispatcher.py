@@ -9,7 +9,7 @@ import math
 
 from ..errors import InternalError, QueueTimeout
 from .affinity import Session
-from .board import Board
+from .board import Board, fresh
 from .lanes import Entry
 from .model import (
     Cancel,
@@ -55,6 +55,9 @@ class Dispatcher:
                     self._take_back()
                 return
             self._start(self._choose(request), request)
+        # Those that retire come last, so that they are idle when they may go.
+        for worker in list(board.workers.retiring):
+            self.serve(worker)
 
     def _choose(self, request: Request) -> Worker:
         idle = self._board.workers.idle
@@ -77,12 +80,12 @@ class Dispatcher:
             self._start(worker, request)
 
     def _next_entry(self, worker: Worker) -> Entry | None:
-        if worker.closed or worker.overdue:
+        if worker.closed:
             return None
+        board = self._board
         own = worker.lane.peek()
-        if worker.retire is not None:
-            return own
-        common = self._board.queue.peek()
+        # A session that began on a worker which is about to go would be lost soon.
+        common = board.queue.peek(openers=worker.retire is None or board.workers.all_retiring)
         if own is None or common is None:
             return own or common
         return own if own < common else common
@@ -101,7 +104,7 @@ class Dispatcher:
         if not request.claim():
             # RACE: 1. the caller cancels (its thread), 2. the manager picks the request before it has seen
             # Cancelled.  The future's state decides; the request ends here and the event finds it DONE.
-            # (tests/unit/test_scheduler.py::test_cancel_wins_against_claim)
+            # (tests/integration/test_races.py::test_cancel_between_the_choice_and_the_claim)
             self._rules.end(request)
             return
         if session is not None and request.kind is RequestKind.USER:
@@ -127,6 +130,7 @@ class Dispatcher:
             request.worker = worker
             request.sent_at = board.now
             request.started_at = None
+            request.token = bool(worker.sent)
             if worker.sent:
                 request.ahead = True
                 board.ahead += 1
@@ -145,6 +149,9 @@ class Dispatcher:
         # Only to a worker from which a request can be taken back: whatever the estimate says, the
         # request may otherwise wait behind a call that never ends (docs/design.md, "Sent ahead").
         if not worker.can_claim or worker.skips or worker.recalling or worker.service_s is None:
+            return
+        # Nor to one that retires: it is to go as soon as it may.
+        if worker.retire is not None:
             return
         if worker.sent[-1].kind is not RequestKind.USER:
             return
@@ -171,7 +178,11 @@ class Dispatcher:
     def _allowance(self, worker: Worker) -> float:
         """Return how much more may be sent to a worker before it has to be replaced."""
         most = self._board.config.max_requests_per_worker
-        return math.inf if most is None else most - worker.requests - sum(r.weight for r in worker.sent)
+        if most is None:
+            return math.inf
+        # Up to where it is lined up first, or its pipe would hold all that it may answer before it has its turn.
+        limit = worker.lined_up_at if worker.requests < worker.lined_up_at else most
+        return limit - worker.requests - sum(r.weight for r in worker.sent)
 
     def _may_go_ahead(self, worker: Worker, request: Request) -> bool:
         board = self._board
@@ -239,8 +250,9 @@ class Dispatcher:
         for _ in range(count):
             request = worker.sent.pop()
             if request.state is RequestState.SENT:
-                request.ahead = False
-                self._board.ahead -= 1
+                if request.ahead:
+                    request.ahead = False
+                    self._board.ahead -= 1
                 self._rules.requeue(request)
         if worker.sent and worker.sent[0].started_at is None:
             # The worker was condemned, and this one it had begun: nobody could take it back.
@@ -343,11 +355,11 @@ class Dispatcher:
         return requests
 
     def fail_all(self, error: BaseException) -> None:
-        """Fail every request of the pool, queued and running."""
+        """Fail every request of the pool, queued and running, each with a copy of the error."""
         for request in self.waiting():
             if request.kind is RequestKind.USER:
-                self._rules.fail(request, error)
+                self._rules.fail(request, fresh(error))
         for worker in self._board.workers.by_id.values():
             for request in worker.sent:
                 if request.kind is RequestKind.USER and request.state is RequestState.SENT:
-                    self._rules.fail(request, error)
+                    self._rules.fail(request, fresh(error))

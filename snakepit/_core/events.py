@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 if TYPE_CHECKING:
+    from .affinity import Session
     from .model import ExitReason, Outcome, Request, Worker
 
 __all__ = (
@@ -47,6 +48,7 @@ __all__ = (
     "Submitted",
     "TakeBack",
     "TakenBack",
+    "Unheard",
     "WorkersWanted",
 )
 
@@ -75,11 +77,12 @@ class Ready:
 
 @attrs.frozen
 class Started:
-    """The process exists; its handshake is under way."""
+    """The process exists; its handshake is under way. ``limits`` tells those it was started with, or nothing."""
 
     worker_id: str
     pid: int
     argv: tuple[str, ...] = ()
+    limits: str = ""
 
 
 @attrs.frozen
@@ -122,6 +125,13 @@ class TakenBack:
     count: int
 
 
+@attrs.frozen(eq=False)
+class Unheard:
+    """A ``Fail`` that was to tell the session's loss came too late: the request's caller had cancelled it."""
+
+    session: Session
+
+
 @attrs.frozen
 class Misbehaved:
     """The worker broke the protocol."""
@@ -139,10 +149,13 @@ class PipeClosed:
 
 @attrs.frozen
 class Exited:
+    """The process is gone and its pipe was read empty. ``cut``: the message in whose middle that ended, or nothing."""
+
     worker_id: str
     code: int | None = None
     signal: int | None = None
     stderr_tail: str = ""
+    cut: str = ""
 
 
 @attrs.frozen
@@ -225,6 +238,11 @@ class TakeBack:
     worker: Worker
     count: int
 
+    @classmethod
+    def everything(cls, worker: Worker) -> TakeBack:
+        """Take back all that has not begun, its oldest request too, of a worker that is gone or not understood."""
+        return cls(worker, sum(request.token for request in worker.sent))
+
 
 @attrs.frozen(eq=False)
 class EndSession:
@@ -241,9 +259,12 @@ class Resolve:
 
 @attrs.frozen(eq=False)
 class Fail:
+    """End the request with an error. ``loss_of``: the session whose loss it tells; nobody told: ``Unheard``."""
+
     request: Request
     error: BaseException
     outcome: Outcome
+    loss_of: Session | None = None
 
 
 @attrs.frozen(eq=False)

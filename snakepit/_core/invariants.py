@@ -75,6 +75,16 @@ def check_invariants(board: Board, rules: SessionRules, dispatcher: Dispatcher, 
         elif worker.state is WorkerState.IDLE and not worker.closed:
             assert not len(worker.lane), f"I6 {worker!r} idles with {len(worker.lane)} of its own waiting"
     assert not (board.workers.idle and len(board.queue)), "I6 idle workers beside a common queue"
+    for worker in retiring:
+        if worker.state is WorkerState.IDLE and not worker.closed:
+            eligible = board.queue.peek(openers=board.workers.all_retiring)
+            assert eligible is None, f"I6 {worker!r}, which retires, idles beside a common queue"
+            free = worker.overdue or not any(session.pinned for session in worker.sessions.values())
+            assert not free or lifecycle.replacing, f"{worker!r} may go and stays"
+    if lifecycle.patient is not None:
+        assert lifecycle.patient in retiring, "a patient worker retires"
+    for worker in lifecycle._line:
+        assert worker in workers and worker.retire is None, f"{worker!r} stands in the line and retires, or is gone"
     assert board.tally.count == len(queued), "tally"
     if board.broken_by is not None or board.state is PoolState.CLOSED:
         assert not queued, "a pool that serves no more has queued requests"

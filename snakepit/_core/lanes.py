@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .model import Request
 
-__all__ = ("Entry", "Lane", "Tally")
+__all__ = ("Entry", "Lane", "Queue", "Tally")
 
 Entry = list[Any]
 """[rank, seq, sub, tick, request]: smaller runs sooner; ``tick`` makes every entry unique."""
@@ -118,3 +118,43 @@ class Lane:
     def requests(self) -> list[Request]:
         """Return the live requests in order."""
         return [entry[4] for entry in sorted([*self._run, *self._heap]) if entry[4] is not None]
+
+
+class Queue:
+    """The pool's common queue: what any worker may run, and what binds a strict session, in one order.
+
+    Args:
+        tally: Counted up and down with the queue's length.
+    """
+
+    # INVARIANT: an opener is the first request of a strict session that no worker holds; one that retires leaves
+    # openers to others (`_core/retirement`), and they hold up nothing that stands behind them.
+    __slots__ = ("_common", "_openers")
+
+    def __init__(self, tally: Tally | None = None) -> None:
+        self._common = Lane(tally)
+        self._openers = Lane(tally)
+
+    def __len__(self) -> int:
+        return len(self._common) + len(self._openers)
+
+    def push(self, request: Request, *, opener: bool = False) -> None:
+        """Add a request at its place."""
+        (self._openers if opener else self._common).push(request)
+
+    def peek(self, *, openers: bool = True) -> Entry | None:
+        """Return the first live entry, or None."""
+        common = self._common.peek()
+        if not openers:
+            return common
+        opener = self._openers.peek()
+        return common if opener is None or (common is not None and common < opener) else opener
+
+    def pop(self) -> Request | None:
+        """Take the first live request out, or return None."""
+        entry = self.peek()
+        return None if entry is None else entry[4].lane.pop()
+
+    def requests(self) -> list[Request]:
+        """Return the live requests, each lane's in order."""
+        return [*self._common.requests(), *self._openers.requests()]

@@ -5,6 +5,8 @@ Pure; a part of the scheduler, on the manager's thread.
 
 from __future__ import annotations
 
+import signal as signals
+
 from ..errors import CommandTimeout, InternalError, ProtocolError, WorkerDied, WorkerStartError
 from .board import Board
 from .dispatcher import Dispatcher
@@ -42,7 +44,8 @@ _NOT_REFILLED = (ExitReason.IDLE, ExitReason.SHUTDOWN, ExitReason.TERMINATED)
 class Lifecycle(Upkeep):
     """Slots are filled, workers condemned and buried; judging them is ``Upkeep``'s part."""
 
-    # INVARIANT: `_replaces` holds the empty slots that are filled again whether or not there is a demand.
+    # INVARIANT: `_replaces` holds the empty slots that are filled again whether or not there is a demand;
+    # `_vacated` those of a pool that drains, which are filled again only if there is one.
     def __init__(self, board: Board, rules: SessionRules, dispatcher: Dispatcher) -> None:
         super().__init__(board, dispatcher)
         config = board.config
@@ -59,6 +62,7 @@ class Lifecycle(Upkeep):
         self.restarts = 0
         self.recycled = 0
         self._replaces: dict[Slot, ExitReason] = {}
+        self._vacated: dict[Slot, ExitReason] = {}
 
     # Starting ---------------------------------------------------------------------------------------
 
@@ -90,7 +94,7 @@ class Lifecycle(Upkeep):
         board = self._board
         worker = board.workers.make(slot, board.now)
         board.timers.set(worker, board.now + board.config.worker_init_timeout_s, "start")
-        reason = self._replaces.pop(slot, None)
+        reason = self._replaces.pop(slot, None) or self._vacated.pop(slot, None)
         if reason is not None:
             planned = reason in EXPECTED_EXITS
             self.recycled += planned
@@ -118,12 +122,12 @@ class Lifecycle(Upkeep):
     def start_timed_out(self, worker: Worker) -> None:
         """End a worker that was not ready in time."""
         limit_s = self._board.config.worker_init_timeout_s
-        self.start_failed(worker, TimeoutError(f"no valid handshake within {limit_s} s"))
+        self.start_failed(worker, TimeoutError(f"it did not answer the handshake within {limit_s:g} s"))
 
     def spawn_refused(self, worker: Worker, error: BaseException) -> None:
         """Count a start for which the system could not make a process."""
         worker.start_error = error
-        self._bury(worker, Exited(worker.worker_id), f"worker {worker.worker_id} has no process")
+        self._bury(worker, Exited(worker.worker_id))
 
     def backed_off(self, slot: Slot) -> None:
         """Let an empty slot be filled: its back-off is over."""
@@ -164,7 +168,7 @@ class Lifecycle(Upkeep):
             return
         board.workers.move(worker, WorkerState.CONDEMNED)
         worker.reason = reason
-        self.retiring.pop(worker, None)
+        self.left(worker)
         worker.expires_at = None
         board.timers.clear(worker)
         if error is not None:
@@ -195,14 +199,16 @@ class Lifecycle(Upkeep):
         if worker.state is WorkerState.STARTING:
             self.start_failed(worker, error)
         elif worker.state is not WorkerState.CONDEMNED:
+            worker.start_error = error
             self.condemn(worker, ExitReason.PROTOCOL, error=error)
 
     def pipe_closed(self, worker: Worker) -> None:
         """Give the exit that should follow a closed pipe a moment to be seen."""
-        # RACE: a dying process closes its pipes before its exit can be learned.  The exit says more, so it
+        # RACE: 1. a dying process closes its pipes, 2. its exit can be learned.  The exit says more, so it
         # is waited for; a process that closed its pipe and lives on has broken the protocol.
         # When the exit is seen first, the manager says so here before it reads what is left in the pipe, so
-        # that a worker that is gone gets no more work in return for its last replies.
+        # that a worker that is gone gets no more work in return for its last replies
+        # (tests/unit/test_scheduler_lifecycle.py::test_closed_pipe_waits_for_the_exit).
         if worker.state is not WorkerState.CONDEMNED and not worker.closed:
             board = self._board
             worker.closed = True
@@ -234,10 +240,9 @@ class Lifecycle(Upkeep):
 
     def exited(self, worker: Worker, event: Exited) -> None:
         """Bury a worker whose process is gone; its pipe has been read empty."""
-        how = describe_exit(event.code, event.signal)
-        self._bury(worker, event, f"worker {worker.worker_id} (pid {worker.pid}) ended with {how}")
+        self._bury(worker, event)
 
-    def _bury(self, worker: Worker, event: Exited, what: str) -> None:
+    def _bury(self, worker: Worker, event: Exited) -> None:
         board = self._board
         ready = worker.ready_at is not None
         reason = worker.reason or (ExitReason.CRASH if ready else ExitReason.START_FAILED)
@@ -247,7 +252,8 @@ class Lifecycle(Upkeep):
         while worker.sent:
             # What was not taken back had begun: none of it may run a second time.
             oldest = worker.sent[0]
-            ran = f"while it ran {oldest.command!r}, which {board.times(oldest)}"
+            what = f"worker {worker.worker_id} (pid {worker.pid}) ended with {describe_exit(event.code, event.signal)}"
+            ran = f"while it ran {oldest.command!r}, which {board.times(oldest)}{_cut(event)}"
             died = WorkerDied(
                 f"{what} {ran} ({board.numbers()}){tail}",
                 pid=worker.pid,
@@ -257,7 +263,7 @@ class Lifecycle(Upkeep):
             )
             self._fail_oldest(worker, died)
         self._rules.worker_lost(worker)
-        self.retiring.pop(worker, None)
+        self.left(worker)
         board.timers.clear(worker)
         board.workers.remove(worker)
         board.act(Forget(worker))
@@ -273,35 +279,43 @@ class Lifecycle(Upkeep):
         unasked = reason not in EXPECTED_EXITS and reason is not ExitReason.BROKEN
         delay_s = 0.0
         if unasked and not worker.used:
-            delay_s = self.policy.failed(worker.slot, self._start_error(worker, event, what, tail))
+            worker.start_error = self._start_error(worker, event, tail)
+            delay_s = self.policy.failed(worker.slot, worker.start_error)
         self._free(worker.slot, reason, delay_s)
 
     @staticmethod
-    def _start_error(worker: Worker, event: Exited, what: str, tail: str) -> WorkerStartError:
-        cause = worker.start_error
-        if worker.ready_at is not None:
-            what += " before it was given anything but its handshake"
-        elif cause is not None:
-            what += f" after a failed start: {cause}"
+    def _start_error(worker: Worker, event: Exited, tail: str) -> WorkerStartError:
+        cause, code, signal = worker.start_error, event.code, event.signal
+        who = f"worker {worker.worker_id}" + (f" (pid {worker.pid})" if worker.pid else "")
+        how = f"{who} ended with {describe_exit(code, signal)}"
+        if cause is None and worker.ready_at is not None:
+            what = f"{how} before it was given anything but its handshake"
+        elif cause is None:
+            what = f"{how} before its handshake{_cut(event)}"
         else:
-            what += " before its handshake"
+            what = f"{who} failed to start: {cause}"
+            if signal in (signals.SIGTERM, signals.SIGKILL):
+                # The pool's own, sent for that reason: it tells nothing of the worker.
+                what, signal = f"{what} (ended by the pool)", None
+            elif code is not None or signal is not None:
+                what += f" (it ended with {describe_exit(code, signal)})"
         argv: tuple[str, ...] = worker.argv or getattr(cause, "argv", ())
         if argv:
             what += f"; command line: {' '.join(argv)}"
-        error = WorkerStartError(
-            f"{what}{tail}",
-            argv=argv,
-            exit_code=event.code,
-            signal=event.signal,
-            stderr_tail=event.stderr_tail,
-        )
+        if worker.limits:
+            what += f"; it had the limits {worker.limits}, and one too small keeps a program from starting"
+        tail_of = event.stderr_tail
+        error = WorkerStartError(f"{what}{tail}", argv=argv, exit_code=code, signal=signal, stderr_tail=tail_of)
         error.__cause__ = cause
         return error
 
     def _free(self, slot: Slot, reason: ExitReason, delay_s: float) -> None:
         board = self._board
-        if board.state is PoolState.OPEN and reason not in _NOT_REFILLED:
-            self._replaces[slot] = reason
+        if reason not in _NOT_REFILLED:
+            if board.state is PoolState.OPEN:
+                self._replaces[slot] = reason
+            elif board.state is PoolState.DRAINING:
+                self._vacated[slot] = reason
         if delay_s > 0:
             board.timers.set(slot, board.now + delay_s, "respawn")
         else:
@@ -320,3 +334,8 @@ class Lifecycle(Upkeep):
         super().stop()
         self._replaces.clear()
         self.wanted = 0
+
+
+def _cut(event: Exited) -> str:
+    """Return what to add to a message when the process ended in the middle of one of its own."""
+    return f"; {event.cut}" if event.cut else ""

@@ -114,6 +114,8 @@ class Request:
         weight: Items it counts for in the statistics (a chunk of callables: its length).
         size_bytes: Encoded bytes it holds while it waits.
         rank: Priority negated, and never lower than that of its session's previous request.
+        ahead: It was sent ahead and is not the oldest of its worker yet.
+        token: It was sent with a claim token, which the worker takes when it begins it.
     """
 
     # INVARIANT: `entry` is the one live entry of this request in a lane (I1, I7), None when it is in no lane.
@@ -145,6 +147,7 @@ class Request:
         "state",
         "timeout_s",
         "timer",
+        "token",
         "ttl_s",
         "weight",
         "worker",
@@ -195,6 +198,7 @@ class Request:
         self.sent_at = 0.0
         self.started_at: float | None = None
         self.ahead = False
+        self.token = False
         self.settled = False
         self.counted_running = False
 
@@ -232,8 +236,10 @@ class Worker:
         used: Something was sent to it after its handshake.
         proven: It has answered something after its handshake.
         closed: It closed its reply pipe, so nothing more is sent to it.
-        retire: Why it is to be replaced once it is drained, or None.
-        overdue: It is drained no longer: it is replaced after what it runs.
+        retire: Why it is to be replaced once it may go (``_core/retirement``), or None.
+        drain_by: Monotonic seconds until which a retiring worker waits for its strict sessions.
+        overdue: It waits for them no longer.
+        lined_up_at: Requests from which on it is to be replaced, when there is a most.
         expires_at: Monotonic seconds at which it is due for replacement, or None.
     """
 
@@ -242,9 +248,12 @@ class Worker:
         "can_claim",
         "can_end_session",
         "closed",
+        "drain_by",
         "expires_at",
         "idle_since",
         "lane",
+        "limits",
+        "lined_up_at",
         "overdue",
         "pid",
         "proven",
@@ -276,6 +285,7 @@ class Worker:
         self.sessions: dict[str, Session] = {}
         self.pid: int | None = None
         self.argv: tuple[str, ...] = ()
+        self.limits = ""
         self.spawned_at = now
         self.ready_at: float | None = None
         self.idle_since = now
@@ -291,7 +301,9 @@ class Worker:
         self.recalling = False
         self.rss_bytes: int | None = None
         self.retire: ExitReason | None = None
+        self.drain_by = 0.0
         self.overdue = False
+        self.lined_up_at = 0
         self.reason: ExitReason | None = None
         self.start_error: BaseException | None = None
         self.timer: Any = None
@@ -301,7 +313,7 @@ class Worker:
 
     @property
     def in_service(self) -> bool:
-        """True while it may be given work that others could do as well."""
+        """True while it is among the first to be given work that others could do as well."""
         return self.retire is None and not self.closed
 
 

@@ -35,7 +35,7 @@ class RestartPolicy:
         self._factor = factor
         self._cap_s = cap_s
         self._jitter = jitter
-        self._budget = budget
+        self.budget = budget
         self._rng = rng
         self.failures = 0
         self.last_error: BaseException | None = None
@@ -43,7 +43,7 @@ class RestartPolicy:
     @property
     def spent(self) -> bool:
         """True when the budget is used up."""
-        return self.failures >= self._budget
+        return self.failures >= self.budget
 
     def failed(self, slot: Slot, error: BaseException) -> float:
         """Count a failed start and return the delay, in seconds, before the slot's next one."""
@@ -56,9 +56,9 @@ class RestartPolicy:
     def succeeded(self, slot: Slot) -> None:
         """Forget the failures: a worker of this slot has answered."""
         slot.failures = 0
-        self.failures = 0
+        self.reset()
 
     def reset(self) -> None:
-        """Start from nothing, for a pool that is healed by hand."""
+        """Start from nothing: a worker has answered, or the pool is healed by hand."""
         self.failures = 0
         self.last_error = None

@@ -26,7 +26,7 @@ from typing import Any
 from ..config import PoolConfig
 from ..errors import PoolBroken, WorkerDied, WorkerStartError
 from . import model as m
-from .board import Board
+from .board import Board, fresh
 from .dispatcher import Dispatcher
 from .invariants import check_invariants
 from .lifecycle import Lifecycle
@@ -67,6 +67,7 @@ class Scheduler:
             m.Replied: self._replied,
             m.Skipped: self._skipped,
             m.TakenBack: self._taken_back,
+            m.Unheard: lambda event: self.rules.unheard(event.session),
             m.Misbehaved: self._misbehaved,
             m.PipeClosed: self._pipe_closed,
             m.Exited: self._exited,
@@ -140,7 +141,7 @@ class Scheduler:
         board, lifecycle = self.board, self.lifecycle
         if lifecycle.policy.spent and board.broken_by is None:
             self._break(lifecycle.policy.last_error)
-        if lifecycle.retiring:
+        if lifecycle.pending:
             lifecycle.retire_drained()
         self.dispatcher.match()
         if board.workers.free and (len(board.queue) or lifecycle.must_grow):
@@ -160,7 +161,7 @@ class Scheduler:
             return
         if board.broken_by is not None or board.state is PoolState.CLOSED:
             error = board.broken_by or PoolBroken(f"the pool is closed ({board.numbers()})")
-            self.rules.fail(request, error)
+            self.rules.fail(request, fresh(error))
             return
         if request.queue_deadline is not None:
             board.timers.set(request, request.queue_deadline, "queue")
@@ -201,8 +202,10 @@ class Scheduler:
 
     def _go_on(self, worker: Worker) -> None:
         """Give a worker its next work, unless its time is over."""
-        if worker.state is WorkerState.IDLE:
-            self.lifecycle.reached_limit(worker)
+        lifecycle = self.lifecycle
+        lifecycle.reached_limit(worker)
+        if lifecycle.pending:
+            lifecycle.retire_drained()
         self.dispatcher.refill(worker)
 
     def _taken_back(self, event: m.TakenBack) -> None:
@@ -218,7 +221,7 @@ class Scheduler:
     def _started(self, event: m.Started) -> None:
         worker = self.worker(event.worker_id)
         if worker is not None:
-            worker.pid, worker.argv = event.pid, event.argv
+            worker.pid, worker.argv, worker.limits = event.pid, event.argv, event.limits
             self.board.emit("worker.spawned", {}, worker_id=worker.worker_id, pid=event.pid)
 
     def _ready(self, event: m.Ready) -> None:
@@ -281,7 +284,7 @@ class Scheduler:
         if self.board.broken_by is not None:
             cause = self.board.broken_by.__cause__
             error = cause if isinstance(cause, WorkerStartError) else self.board.broken_by
-        self.board.act(m.Notify(waiter, error))
+        self.board.act(m.Notify(waiter, fresh(error)))
 
     def give_up_waiters(self, error: BaseException) -> list[m.Notify]:
         """Return what to tell those who wait for workers, after a failure of the manager."""

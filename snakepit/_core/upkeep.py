@@ -1,23 +1,26 @@
-"""Which workers are looked after, and replaced as planned: health, age, idle time, memory, requests.
+"""Which workers are ended or replaced before they fail: health, age, idle time, memory, requests.
 
 Pure; a part of the scheduler, on the manager's thread.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections import deque
 from typing import Any
 
 from .board import Board
 from .dispatcher import Dispatcher
-from .model import ExitReason, PoolState, Request, RequestKind, Slot, Worker, WorkerState
+from .model import ExitReason, Request, RequestKind, Worker, WorkerState
+from .retirement import Retirement
 
 __all__ = ("Upkeep",)
 
 AGE_JITTER = 0.1
 """Share by which ages vary, so that workers started together are not replaced together.
 Source: HikariCP, pool/HikariPool.java (maxLifetime)."""
+
+REQUESTS_SHARE = 10
+"""A worker is lined up in the last tenth of the requests it may answer: as with ages, and so that there is time
+to replace the workers one after another."""
 
 
 class Alarm:
@@ -27,33 +30,15 @@ class Alarm:
         self.timer: Any = None
 
 
-class Upkeep(ABC):
-    """Judges workers and replaces them as planned; the base of ``Lifecycle``, which ends them."""
+class Upkeep(Retirement):
+    """Judges workers; the base of ``Lifecycle``, which ends them."""
 
-    # INVARIANT: `retiring` holds exactly the live workers whose `retire` is set.
-    # INVARIANT: `replacing` is the one slot whose worker is being replaced in turn; it is given up when the
-    # new worker is ready.
     def __init__(self, board: Board, dispatcher: Dispatcher) -> None:
-        self._board = board
+        super().__init__(board)
         self._dispatcher = dispatcher
         self.health = Alarm()
         self.aging = Alarm()
         self.idling = Alarm()
-        self.retiring: dict[Worker, None] = {}
-        self.replacing: Slot | None = None
-        self._to_retire: deque[tuple[Worker, ExitReason]] = deque()
-
-    @abstractmethod
-    def condemn(
-        self,
-        worker: Worker,
-        reason: ExitReason,
-        *,
-        error: BaseException | None = None,
-        polite: bool = False,
-        kill: bool = False,
-    ) -> None:
-        """Begin to end a worker."""
 
     # Alarms -----------------------------------------------------------------------------------------
 
@@ -88,15 +73,17 @@ class Upkeep(ABC):
         limit_s = board.config.max_worker_age_s
         if limit_s is not None:
             worker.expires_at = board.now + limit_s * (1 + AGE_JITTER * (2 * board.rng.random() - 1))
-        if worker.slot is self.replacing:
-            self.replacing = None
-            self._retire_next()
+        most = board.config.max_requests_per_worker
+        if most is not None:
+            worker.lined_up_at = most - int(board.rng.random() * (most // REQUESTS_SHARE + 1))
+        self.replaced(worker)
         self.arm()
 
     def check_health(self, _: Alarm) -> None:
         """Send a ping to every idle worker; busy ones are judged by their time-outs only."""
         board = self._board
-        for worker in list(board.workers.idle):
+        retiring = [w for w in self.retiring if w.state is WorkerState.IDLE and not w.closed]
+        for worker in [*board.workers.idle, *retiring]:
             ping = Request(None, "ping", kind=RequestKind.PING)
             ping.accepted_at = board.now
             self._dispatcher.send(worker, [ping])
@@ -111,7 +98,8 @@ class Upkeep(ABC):
             return
         board.timers.clear(worker)
         if worker.retire is not None:
-            board.timers.set(worker, board.now + board.config.session_drain_s, "drain")
+            # The time to wait for its sessions began when it retired, and goes on.
+            board.timers.set(worker, worker.drain_by, "drain")
 
     def unhealthy(self, worker: Worker) -> None:
         """End a worker that did not answer its health check."""
@@ -146,77 +134,22 @@ class Upkeep(ABC):
         """Line up a worker whose process group holds more memory than allowed."""
         worker.rss_bytes = rss_bytes
         limit = self._board.config.max_worker_rss_bytes
-        if limit is not None and rss_bytes > limit and worker.state is not WorkerState.STARTING:
+        # A worker that has done nothing yet would be followed by one of the same size.
+        if limit is not None and rss_bytes > limit and (worker.requests or worker.sent):
             self.retire_later(worker, ExitReason.MAX_RSS)
 
     def reached_limit(self, worker: Worker) -> None:
-        """Retire a worker that has answered as many requests as it may."""
-        limit = self._board.config.max_requests_per_worker
-        if limit is not None and worker.requests >= limit:
+        """Line up a worker that is near the most requests it may answer; retire it when it is there."""
+        most = self._board.config.max_requests_per_worker
+        if most is None or worker.requests < worker.lined_up_at:
+            return
+        if worker.requests < most:
+            self.retire_later(worker, ExitReason.MAX_REQUESTS)
+        else:
             self.retire(worker, ExitReason.MAX_REQUESTS)
-
-    # Replacing --------------------------------------------------------------------------------------
-
-    def recycle(self) -> None:
-        """Replace every worker: those that serve one after another, those that start at once."""
-        for worker in list(self._board.workers.by_id.values()):
-            if worker.state is WorkerState.STARTING:
-                self.condemn(worker, ExitReason.RECYCLED)
-            else:
-                self.retire_later(worker, ExitReason.RECYCLED)
-
-    def retire_later(self, worker: Worker, reason: ExitReason) -> None:
-        """Line a worker up for replacement; one at a time, so that capacity never falls by more than one."""
-        if worker.retire is None and all(waiting is not worker for waiting, _ in self._to_retire):
-            self._to_retire.append((worker, reason))
-            self._retire_next()
-
-    def _retire_next(self) -> None:
-        while self.replacing is None and self._to_retire:
-            worker, reason = self._to_retire.popleft()
-            if worker.state is not WorkerState.CONDEMNED and worker.retire is None:
-                self.replacing = worker.slot
-                self.retire(worker, reason)
-
-    def retire(self, worker: Worker, reason: ExitReason) -> None:
-        """Replace a worker once it is drained: no new work, at most ``session_drain_s`` for its sessions."""
-        board = self._board
-        if worker.state is WorkerState.CONDEMNED or worker.retire is not None:
-            return
-        if worker.state is WorkerState.STARTING:
-            self.condemn(worker, reason)
-            return
-        worker.retire = reason
-        self.retiring[worker] = None
-        board.workers.idle.pop(worker, None)
-        if worker.state is not WorkerState.CHECKING and not worker.closed:
-            board.timers.set(worker, board.now + board.config.session_drain_s, "drain")
-        self.retire_if_drained(worker)
-
-    def overdue(self, worker: Worker) -> None:
-        """Wait no longer for a retiring worker's sessions."""
-        worker.overdue = True
-
-    def retire_if_drained(self, worker: Worker) -> None:
-        """Condemn a retiring worker once nothing is left that only it can do."""
-        if worker.retire is None or worker.closed or worker.state is not WorkerState.IDLE:
-            return
-        if worker.overdue or not (len(worker.lane) or self._held(worker)):
-            self.condemn(worker, worker.retire, polite=True)
-
-    def _held(self, worker: Worker) -> bool:
-        """Say whether a strict session may still come back to the worker."""
-        is_open = self._board.state is PoolState.OPEN
-        return any(s.pinned and (is_open or s.unsettled) for s in worker.sessions.values())
-
-    def retire_drained(self) -> None:
-        """Condemn the retiring workers for which nobody has to wait any longer."""
-        for worker in list(self.retiring):
-            self.retire_if_drained(worker)
 
     def stop(self) -> None:
         """Look after no worker any more: the pool is closing, or broken."""
-        self._to_retire.clear()
-        self.replacing = None
+        super().stop()
         for alarm in (self.health, self.aging, self.idling):
             self._board.timers.clear(alarm)

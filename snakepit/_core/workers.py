@@ -39,6 +39,7 @@ class WorkerTable:
         self.slots = [Slot(index) for index in range(size)]
         self.free: dict[Slot, None] = dict.fromkeys(self.slots)
         self.idle: dict[Worker, None] = {}
+        self.retiring: dict[Worker, None] = {}
         self.by_id: dict[str, Worker] = {}
         self.counts = dict.fromkeys(WorkerState, 0)
 
@@ -62,6 +63,11 @@ class WorkerTable:
     def backing_off(self) -> int:
         """Slots that wait before their next start."""
         return self.size - len(self.by_id) - len(self.free)
+
+    @property
+    def all_retiring(self) -> bool:
+        """True when every slot's worker retires: no other will come before one of them has gone."""
+        return len(self.retiring) == self.size
 
     @property
     def available(self) -> int:

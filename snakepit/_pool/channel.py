@@ -30,7 +30,8 @@ class Channel:
         claim_write_fd: Its write end, or None.
 
     Attributes:
-        closed_by_worker: True once the reply pipe has ended.
+        closed_by_worker: True once the reply pipe has ended, or could not be read.
+        error: Why a pipe cannot be used any more, though the worker may have done nothing; or None.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class Channel:
         self._claim_write_fd = claim_write_fd
         self._unwritten: deque[memoryview] = deque()
         self.closed_by_worker = False
+        self.error: OSError | None = None
 
     @property
     def wants_write(self) -> bool:
@@ -71,8 +73,8 @@ class Channel:
                 written = os.write(self.request_fd, data)
             except BlockingIOError:
                 written = 0
-            except BrokenPipeError:
-                self.close_requests()
+            except OSError as error:
+                self._cannot_write(error)
                 return
             if written == len(data):
                 return
@@ -88,8 +90,8 @@ class Channel:
                 written = os.writev(self.request_fd, list(self._unwritten)[:64])
             except BlockingIOError:
                 return
-            except BrokenPipeError:
-                self.close_requests()
+            except OSError as error:
+                self._cannot_write(error)
                 return
             while written:
                 first = self._unwritten[0]
@@ -99,6 +101,11 @@ class Channel:
                 written -= len(first)
                 self._unwritten.popleft()
 
+    def _cannot_write(self, error: OSError) -> None:
+        if not isinstance(error, BrokenPipeError):
+            self.error = error
+        self.close_requests()
+
     def receive(self) -> bytes:
         """Return what has arrived, at most a few MiB; sets ``closed_by_worker`` at the end of the stream."""
         chunks = []
@@ -106,6 +113,10 @@ class Channel:
             try:
                 data = os.read(self.reply_fd, READ_BYTES)
             except BlockingIOError:
+                break
+            except OSError as error:
+                self.error = error
+                self.closed_by_worker = True
                 break
             if not data:
                 self.closed_by_worker = True
@@ -123,7 +134,8 @@ class Channel:
         while size < _DRAIN_BYTES:
             try:
                 data = os.read(self.reply_fd, READ_BYTES)
-            except BlockingIOError:
+            except OSError:
+                # Empty, or broken: it has no more to give.
                 break
             if not data:
                 break
@@ -133,7 +145,9 @@ class Channel:
 
     def grant(self, count: int) -> None:
         """Put ``count`` claim tokens into their pipe; before the requests that need them."""
-        if self._claim_write_fd is None or self.request_fd is None:
+        # INVARIANT: also when nothing can be written any more: what was never sent must be possible to take back
+        # (tests/unit/test_channel.py::test_what_could_not_be_written_can_be_taken_back).
+        if self._claim_write_fd is None:
             return
         try:
             granted = os.write(self._claim_write_fd, b"x" * count)
@@ -149,7 +163,8 @@ class Channel:
             return 0
         try:
             return len(os.read(self._claim_read_fd, count))
-        except BlockingIOError:
+        except OSError:
+            # Empty; or broken, and what cannot be taken back counts as begun.
             return 0
 
     def close_requests(self) -> None:

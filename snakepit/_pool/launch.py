@@ -6,11 +6,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from .._core.model import Worker
-from .._programs import check_variables
+from .._limits import check_umask, exec_chain, told
+from .._programs import check_variables, host_variables, worker_variables
 from .._supervision.spawn import SpawnSpec
 from ..adapters import Adapter, WorkerSpec
 
@@ -20,17 +21,28 @@ __all__ = ("Launcher",)
 class Launcher:
     """Makes the start of each worker from the pool's adapter.
 
+    The program and the limits are those that the adapter has when the pool is made.
+
     Args:
         adapter: What the workers are.
         pool: The pool's name.
         preparation: Builds the first pickle of a callable worker, or None.
+
+    Raises:
+        TypeError, ValueError: A bad attribute of the adapter; raised here.
+        WorkerStartError: The program, the script, or a program that limits it is not there; raised here.
     """
 
     def __init__(self, adapter: Adapter, pool: str, preparation: Any = None) -> None:
+        kind = type(adapter).__name__
         self._adapter = adapter
         self._pool = pool
         self._preparation = preparation
-        self.argv = adapter.argv()
+        self._argv = adapter.argv()
+        self._chain = exec_chain(kind, adapter.rlimits, adapter.nice)
+        self._umask = check_umask(f"{kind}: umask", adapter.umask)
+        self._limits = told(kind, adapter.rlimits)
+        self._command_lines: dict[str, tuple[str, ...]] = {}
         self._first_pickles: dict[str, bytes] = {}
 
     def spec_for(self, worker: Worker) -> Callable[[], tuple[SpawnSpec, Callable[[], None]]]:
@@ -39,21 +51,31 @@ class Launcher:
 
         def make() -> tuple[SpawnSpec, Callable[[], None]]:
             adapter = self._adapter
-            env = {
-                **(os.environ if adapter.inherit_env else {}),
-                **(adapter.env or {}),
-                **_own_variables(adapter, described),
-            }
+            env = worker_variables(
+                host_variables(adapter.inherit_env),
+                adapter.threads,
+                adapter.env or {},
+                _own_variables(adapter, described),
+            )
+            argv = _wrapped(adapter, self._argv, described)
+            cwd = None if adapter.cwd is None else os.fspath(adapter.cwd)
+            # Both are posted before Spawned by the same thread, so the manager finds them.
+            self._command_lines[described.worker_id] = (*self._chain, *argv)
             pass_fds: tuple[int, ...] = ()
             release: Callable[[], None] = _nothing
             if self._preparation is not None:
-                # Posted before Spawned by the same thread, so the manager finds it.
-                self._first_pickles[described.worker_id], pass_fds = self._preparation.build()
+                self._first_pickles[described.worker_id], pass_fds = self._preparation.build(cwd)
                 release = self._preparation.release
-            cwd = None if adapter.cwd is None else os.fspath(adapter.cwd)
-            return SpawnSpec(self.argv, env, cwd, adapter.level, adapter.output, pass_fds), release
+            spec = SpawnSpec(
+                argv, env, cwd, adapter.level, adapter.output, pass_fds, chain=self._chain, umask=self._umask
+            )
+            return spec, release
 
         return make
+
+    def started_with(self, worker_id: str) -> tuple[tuple[str, ...], str]:
+        """Take the worker's command line, limits and wrapper included, and its resource limits as text."""
+        return self._command_lines.pop(worker_id, self._argv), self._limits
 
     def first_pickle(self, worker_id: str) -> bytes | None:
         """Take the worker's preparation, or None where there is none."""
@@ -64,7 +86,7 @@ def _nothing() -> None:
     return None
 
 
-def _own_variables(adapter: Adapter, described: WorkerSpec) -> dict[str, str]:
+def _own_variables(adapter: Adapter, described: WorkerSpec) -> Mapping[str, str]:
     """Return what the adapter's ``environment`` adds for one worker; numbers become text."""
     where = f"{type(adapter).__name__}.environment()"
     try:
@@ -73,3 +95,24 @@ def _own_variables(adapter: Adapter, described: WorkerSpec) -> dict[str, str]:
         raise RuntimeError(f"{where} raised {type(error).__name__}: {error}") from error
     check_variables(where, given)
     return given
+
+
+def _wrapped(adapter: Adapter, argv: tuple[str, ...], described: WorkerSpec) -> tuple[str, ...]:
+    """Return the command line as the adapter's ``wrap`` wants it; a word may be a secret, so no message shows one."""
+    where = f"{type(adapter).__name__}.wrap()"
+    try:
+        given = adapter.wrap(argv, described)
+    except Exception as error:
+        raise RuntimeError(f"{where} raised {type(error).__name__}: {error}") from error
+    if isinstance(given, (str, bytes)) or not isinstance(given, Sequence):
+        raise TypeError(f"{where} must return a sequence of words, e.g. ['bwrap', *argv], not {type(given).__name__}")
+    words = []
+    for place, word in enumerate(given):
+        if not isinstance(word, (str, os.PathLike)):
+            raise TypeError(f"{where}: word {place} must be a str or a path, not {type(word).__name__}")
+        words.append(os.fspath(word))
+        if "\0" in words[-1]:
+            raise ValueError(f"{where}: no process can be given word {place}: it has a NUL character")
+    if not words or not words[0]:
+        raise ValueError(f"{where} returned no program; return at least argv itself")
+    return tuple(words)

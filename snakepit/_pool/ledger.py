@@ -9,11 +9,12 @@ import threading
 from collections.abc import Callable
 
 from .._clock import monotonic_s
+from .._core.board import fresh
 from .._core.model import Cancelled, Outcome, PoolStats, Request, RequestKind, Submitted
 from .._inbox import Inbox
 from ..errors import QueueFull
 
-__all__ = ("Ledger", "fresh")
+__all__ = ("Ledger",)
 
 _COUNTERS = {
     Outcome.COMPLETED: "completed",
@@ -65,12 +66,16 @@ class Ledger:
         with self._lock:
             # RACE: 1. recycle() is posted to a broken pool, 2. another thread shuts it down, 3. the manager
             # heals the pool.  A shut door stays shut, or a request would come after the last one.
-            # (tests/unit/test_ledger.py::test_a_door_shut_for_good_stays_shut)
+            # (tests/unit/test_races_ledger.py::test_heal_and_shutdown_in_either_order)
             if self._final and not final:
                 return
             self._final = self._final or final
             self._refusal = refusal
             self._room.notify_all()
+
+    def refuse_with(self, error: BaseException) -> None:
+        """Refuse every later request with a copy of an error."""
+        self.refuse(lambda: fresh(error))
 
     @property
     def on_own_thread(self) -> bool:
@@ -90,11 +95,16 @@ class Ledger:
         """Tell the pool, with no lock held, that a caller cancelled."""
         self._inbox.post(Cancelled(request))
 
+    def refusal(self) -> BaseException | None:
+        """Return what a request would be refused with now, or None; does not look at the room left."""
+        refusal = self._refusal
+        return None if refusal is None else refusal()
+
     def check_open(self) -> None:
         """Raise what a request would be refused with now; does not look at the room left."""
-        refusal = self._refusal
+        refusal = self.refusal()
         if refusal is not None:
-            raise refusal()
+            raise refusal
 
     def overfull(self) -> bool:
         """Return True when the encoded requests that wait use up their bytes."""
@@ -199,7 +209,7 @@ class Ledger:
         """The same, with the lock held."""
         # RACE: 1. the reply arrives (manager), 2. the caller cancels with running=True (its thread).
         # Whoever is first here settles the future and is counted; the other finds `settled`.
-        # (tests/unit/test_ledger.py::test_reply_and_cancel_settle_once)
+        # (tests/unit/test_races_ledger.py::test_reply_and_cancel_in_either_order)
         if request.settled:
             return False
         request.settled = True
@@ -242,6 +252,14 @@ class Ledger:
             self._counts[_COUNTERS[counted]] -= request.weight
             self._counts[_COUNTERS[outcome]] += request.weight
 
+    def put_back(self, requests: list[Request]) -> None:
+        """Count requests that were taken back as queued, also one that had become the oldest."""
+        with self._lock:
+            for request in requests:
+                if request.counted_running:
+                    request.counted_running = False
+                    self._counts["running"] -= request.weight
+
     def sent(self, requests: tuple[Request, ...]) -> None:
         """Release the bytes of requests that no longer wait, and count the oldest as running."""
         with self._lock:
@@ -269,10 +287,3 @@ class Ledger:
         if workers != self._workers:
             with self._lock:
                 self._workers = workers
-
-
-def fresh(error: BaseException) -> BaseException:
-    """Return a new exception of the same class and cause: one object raised in many threads mixes tracebacks."""
-    copy = type(error)(*error.args)
-    copy.__cause__ = error.__cause__
-    return copy

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Callable, Iterable
 
 from .._core import model as m
 from .._inbox import Inbox
@@ -14,7 +15,10 @@ from ..errors import PoolBroken
 from .ledger import Ledger
 from .manager import Manager
 
-__all__ = ("close", "forget", "remember")
+__all__ = ("INTERRUPTS", "close", "forget", "leave", "remember")
+
+INTERRUPTS = (KeyboardInterrupt, SystemExit)
+"""What means that a program is to end; SystemExit also as raised by a user's signal handler."""
 
 # LOCK: protects `_live`; never held while calling out.
 _lock = threading.Lock()
@@ -44,6 +48,22 @@ def close(inbox: Inbox, ledger: Ledger, reason: str = "cannot schedule new futur
     """Shut the door of a pool and let it finish what was accepted."""
     ledger.refuse(lambda: RuntimeError(reason), final=True)
     inbox.post(m.ShutdownRequested())
+
+
+def leave(steps: Iterable[Callable[[], object]]) -> BaseException | None:
+    """Take the first step to its end; while steps are interrupted, go on with the next, less patient one.
+
+    Returns:
+        The first interrupt, or None.
+    """
+    first: BaseException | None = None
+    for step in steps:
+        try:
+            step()
+            break
+        except INTERRUPTS as interrupt:
+            first = first or interrupt
+    return first
 
 
 def _at_exit() -> None:

@@ -29,6 +29,8 @@ from ..config import PoolConfig
 from ..errors import (
     EncodeError,
     ProtocolError,
+    ResultError,
+    WorkerDied,
 )
 from .channel import Channel
 from .remote_errors import command_error
@@ -131,9 +133,9 @@ class SteppedOver:
 
 @attrs.frozen(eq=False)
 class Garbled:
-    """The worker broke the protocol; nothing after it can be trusted."""
+    """The worker broke the protocol, or what it wrote could not be read; nothing after it can be trusted."""
 
-    error: ProtocolError
+    error: Exception
 
 
 Arrival = Shaken | Refused | Reply | SteppedOver | Garbled
@@ -154,6 +156,7 @@ class Link:
     # the order sent; an error there is told in the place of the answer.
     def __init__(self, worker_id: str, channel: Channel, *, level: int, callables: bool, config: PoolConfig) -> None:
         self.worker_id = worker_id
+        self.pid: int | None = None
         self.channel = channel
         self._level = level
         self._callables = callables
@@ -269,27 +272,42 @@ class Link:
             drain: Read until the pipe is empty: the worker has ended.
         """
         data = self.channel.drain() if drain else self.channel.receive()
-        if self._deaf or not data:
+        if self._deaf:
             return []
         arrivals: list[Arrival] = []
         for message in self._decoder.feed(data):
             try:
                 arrival = self._take(message)
-            except ProtocolError as error:
+            except Exception as error:
                 return [*arrivals, self._garbled(error)]
             if arrival is not None:
                 arrivals.append(arrival)
         if self._decoder.error is not None:
             arrivals.append(self._garbled(self._decoder.error))
+        elif self.channel.error is not None:
+            self._deaf = True
+            arrivals.append(Garbled(self.lost()))
         return arrivals
 
-    def finish(self) -> ProtocolError | None:
+    def finish(self) -> Exception | None:
         """Return the error of a stream that ended inside a frame, or None."""
         return None if self._deaf else self._decoder.finish()
 
-    def _garbled(self, error: ProtocolError) -> Garbled:
+    def lost(self) -> Exception:
+        """Return what the oldest request fails with when the host cannot use a pipe."""
+        what = f"worker {self.worker_id} (pid {self.pid}) was out of reach, and was ended: {self.channel.error}"
+        error = WorkerDied(what, pid=self.pid)
+        error.__cause__ = self.channel.error
+        return error
+
+    def _garbled(self, error: Exception) -> Garbled:
         self._deaf = True
-        return Garbled(ProtocolError(f"worker {self.worker_id} broke the protocol: {error}"))
+        if isinstance(error, ProtocolError):
+            return Garbled(ProtocolError(f"worker {self.worker_id} broke the protocol: {error}"))
+        # The host's trouble: no memory for what the worker wrote, for one.
+        result = ResultError(f"a reply of worker {self.worker_id} could not be read here: {error!r}")
+        result.__cause__ = error
+        return Garbled(result)
 
     def _take(self, message: dict[str, Any] | bytes) -> Arrival | None:
         if isinstance(message, bytes):

@@ -7,10 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from .._core import model as m
+from .._supervision import reports as r
+from ..adapters import Adapter
+from ..config import PoolConfig
+from .channel import Channel
 from .link import Link
 from .poller import Poller, make_poller
 
-__all__ = ("Links",)
+__all__ = ("Links", "unreachable")
 
 
 class Links:
@@ -20,9 +25,9 @@ class Links:
         self._by_worker: dict[str, Link] = {}
         self._poller: Poller[Link | None] = make_poller()
 
-    def watch_wake(self, fd: int) -> bool:
+    def watch_wake(self, fd: int, *, edges: bool) -> bool:
         """Watch the inbox's descriptor; False when it must be made unreadable after each wake-up."""
-        return self._poller.watch_wake(fd, None)
+        return self._poller.watch_wake(fd, None, edges=edges)
 
     def __iter__(self) -> Iterator[Link]:
         return iter(list(self._by_worker.values()))
@@ -34,10 +39,24 @@ class Links:
         """Return a worker's link, or None when it has none (any more)."""
         return self._by_worker.get(worker_id)
 
-    def add(self, link: Link) -> None:
-        """Take a new link."""
+    def open(self, event: r.Spawned, adapter: Adapter, config: PoolConfig) -> Link:
+        """Return a new worker's link, from now on watched.
+
+        Raises:
+            OSError, MemoryError: The system can watch no more descriptors; raised here, the worker's are closed.
+        """
+        channel = Channel(event.request_fd, event.reply_fd, event.claim_read_fd, event.claim_write_fd)
+        try:
+            link = Link(
+                event.worker_id, channel, level=adapter.level, callables=adapter.runs_callables, config=config
+            )
+            link.pid = event.pid
+            self._poller.watch(channel.reply_fd, link)
+        except BaseException:
+            channel.close()
+            raise
         self._by_worker[link.worker_id] = link
-        self._poller.watch(link.channel.reply_fd, link)
+        return link
 
     def remove(self, worker_id: str) -> None:
         """Close a worker's link, if it has one."""
@@ -82,3 +101,11 @@ class Links:
             link.channel.close()
         self._by_worker.clear()
         self._poller.close()
+
+
+def unreachable(link: Link) -> m.PipeClosed | m.Misbehaved:
+    """Return what the scheduler is told of a worker that cannot be written to."""
+    if link.channel.error is None:
+        # It reads no more.  Its exit should follow, as after the end of its replies.
+        return m.PipeClosed(link.worker_id)
+    return m.Misbehaved(link.worker_id, link.lost())

@@ -16,10 +16,9 @@ left to do but to wait, so that its caller gets the interpreter lock at once.
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from .._clock import monotonic_s
@@ -30,18 +29,21 @@ from .._supervision import reports as r
 from .._supervision.watchdog import Watchdog
 from ..adapters import Adapter
 from ..config import PoolConfig
-from ..errors import InternalError, PoolBroken, WorkerStartError
-from .channel import Channel
+from ..errors import InternalError
+from .collapse import collapse
+from .exits import refused_start, warn_of_exit, warn_of_garbage
 from .launch import Launcher
-from .ledger import Ledger, fresh
+from .ledger import Ledger
 from .link import Garbled, Link, Refused, Reply, Shaken, SteppedOver
-from .links import Links
+from .links import Links, unreachable
 from .queries import Query, refuse_late
+from .quiet import QuietLogger, quietly
 from .settling import Settler
+from .threads import PatientThread
 
 __all__ = ("Manager",)
 
-_log = logging.getLogger("snakepit.pool")
+_log = QuietLogger("snakepit.pool")
 
 
 class Manager:
@@ -81,17 +83,20 @@ class Manager:
         self._config = config
         self._name = name
         self._links = Links()
-        self._taken_back: deque[m.TakenBack] = deque()
-        # INVARIANT: what was drained and not handled yet; whoever waits for it is told at the end.
+        self._answers: deque[m.TakenBack | m.Unheard] = deque()
+        # INVARIANT: what was drained and not handled to its end; whoever waits for it is told at the end.
         self._posted: deque[Any] = deque()
+        self._current: tuple[Any, ...] = ()
+        self._undone: Iterator[m.Action] = iter(())
         # Only events move it, so what a turn finds at its end holds until the next one.
         self._deadline: float | None = None
         self._closed = False
-        self._settler = Settler(adapter, ledger, config, name)
+        self._settler = Settler(adapter, ledger, config, name, self._answers.append)
         self._watchdog = watchdog_factory(
             name, inbox.post, kill_grace_s=config.kill_grace_s, stderr_tail_bytes=config.stderr_tail_bytes
         )
-        self._thread = threading.Thread(target=self._run, name=f"snakepit-{name}-manager", daemon=True)
+        self._go, self._wanted = threading.Event(), False
+        self._thread = PatientThread(target=self._run, name=f"snakepit-{name}-manager", daemon=True)
         self._handlers: dict[type, Callable[[Any], None]] = {
             r.Spawned: self._spawned,
             r.SpawnFailed: self._spawn_failed,
@@ -108,7 +113,7 @@ class Manager:
             m.TakeBack: self._take_back,
             m.EndSession: self._end_session,
             m.Forget: lambda action: self._links.remove(action.worker.worker_id),
-            m.Break: lambda action: ledger.refuse(lambda: fresh(action.error)),
+            m.Break: lambda action: ledger.refuse_with(action.error),
             m.Heal: lambda _: ledger.refuse(None),
             m.Close: lambda _: setattr(self, "_closed", True),
         }
@@ -121,17 +126,20 @@ class Manager:
         Raises:
             RuntimeError: The system has no thread to give; raised here, and nothing is left running.
         """
-        self._edges = self._links.watch_wake(self._inbox.fd)
-        self._watchdog.start()
-        if self._config.max_worker_rss_bytes is not None:
-            self._watchdog.set_rss_probe(1.0)
         try:
+            self._edges = self._links.watch_wake(self._inbox.fd, edges=self._inbox.edges)
+            self._watchdog.start()
+            if self._config.max_worker_rss_bytes is not None:
+                self._watchdog.set_rss_probe(1.0)
             self._thread.start()
+            self._wanted = True
         except BaseException:
             self._watchdog.stop()
             self._watchdog.join()
             self._links.close()
             raise
+        finally:
+            self._go.set()
         self._ledger.threads = frozenset((self._thread.ident, self._watchdog.ident))
 
     def join(self, timeout_s: float | None = None) -> bool:
@@ -163,6 +171,11 @@ class Manager:
     # The loop ---------------------------------------------------------------------------------------
 
     def _run(self) -> None:
+        # RACE: 1. the thread is made, 2. Ctrl-C ends the wait for its start, so that there is no pool.
+        # (tests/integration/test_host_faults_system.py::test_ctrl_c_in_the_start_of_a_thread_leaves_nothing)
+        self._go.wait()
+        if not self._wanted:
+            return
         try:
             self._act(self._scheduler.start(monotonic_s()))
             self._deadline = self._scheduler.next_deadline()
@@ -171,8 +184,9 @@ class Manager:
             while not self._closed:
                 self._turn()
         except BaseException as error:
-            _log.critical("pool %r: its manager failed", self._name, exc_info=True)
-            self._collapse(error)
+            collapse(
+                self._name, error, self._undone, self._scheduler, self._ledger, self._settler, self._watchdog
+            )
         finally:
             self._end()
 
@@ -184,15 +198,14 @@ class Manager:
             timeout_s = None if deadline is None else max(0.0, deadline - monotonic_s())
         ready = self._links.poll(timeout_s)
         # RACE: 1. requests are accepted, 2. a worker replies.  What was posted comes first, so the worker's
-        # next request is chosen among all of them (tests/integration/test_queue.py::test_priorities).
+        # next request is chosen among all of them
+        # (tests/integration/test_races.py::test_what_was_accepted_comes_before_a_reply).
         posted = self._posted = self._inbox.drain()
         while posted:
             item = posted.popleft()
-            handler = self._handlers.get(type(item))
-            if handler is None:
-                self._handle(item)
-            else:
-                handler(item)
+            self._current = (item,)
+            self._handlers.get(type(item), self._handle)(item)
+            self._current = ()
         for link, writable in ready:
             if link is None:
                 if not self._edges:
@@ -202,6 +215,8 @@ class Manager:
             elif writable:
                 link.channel.flush()
                 self._links.watch_writes(link)
+                if link.channel.request_fd is None:
+                    self._handle(unreachable(link))
             else:
                 self._receive(link)
         deadline = self._scheduler.next_deadline()
@@ -223,7 +238,8 @@ class Manager:
         self._act(scheduler.handle(event, monotonic_s()), reply)
 
     def _act(self, actions: list[m.Action], reply: Reply | None = None) -> None:
-        for action in actions:
+        self._undone = iter(actions)
+        for action in self._undone:
             act = self._acts.get(type(action))
             if act is not None:
                 act(action)
@@ -231,8 +247,8 @@ class Manager:
                 self._settler.resolve(action, reply)
             else:
                 self._settler.take(action)
-        while self._taken_back:
-            self._act(self._scheduler.handle(self._taken_back.popleft(), monotonic_s()))
+        while self._answers:
+            self._act(self._scheduler.handle(self._answers.popleft(), monotonic_s()))
 
     def _publish(self) -> None:
         lifecycle = self._scheduler.lifecycle
@@ -252,9 +268,8 @@ class Manager:
             raise InternalError(f"{action.worker!r} has no link")
         link.send(action.requests)
         if link.channel.request_fd is None:
-            # It reads no more.  Its exit should follow, as after the end of its replies; posted, since
-            # the scheduler is in the middle of an event.
-            self._inbox.post(m.PipeClosed(link.worker_id))
+            # Posted, since the scheduler is in the middle of an event.
+            self._inbox.post(unreachable(link))
         if link.channel.wants_write:
             self._links.watch_writes(link)
 
@@ -278,8 +293,9 @@ class Manager:
     def _take_back(self, action: m.TakeBack) -> None:
         link = self._links.get(action.worker.worker_id)
         count = 0 if link is None else link.channel.take_back(action.count)
+        self._ledger.put_back(list(action.worker.sent)[len(action.worker.sent) - count :])
         # Told to the scheduler once the actions at hand are done: they were decided before.
-        self._taken_back.append(m.TakenBack(action.worker.worker_id, count))
+        self._answers.append(m.TakenBack(action.worker.worker_id, count))
 
     def _end_session(self, action: m.EndSession) -> None:
         link = self._links.get(action.worker.worker_id)
@@ -290,53 +306,46 @@ class Manager:
     # Workers ----------------------------------------------------------------------------------------
 
     def _spawned(self, event: r.Spawned) -> None:
+        self._current = ()  # its descriptors are closed with the link, or in its place
         worker = self._scheduler.worker(event.worker_id)
-        channel = Channel(event.request_fd, event.reply_fd, event.claim_read_fd, event.claim_write_fd)
-        link = Link(
-            event.worker_id,
-            channel,
-            level=self._adapter.level,
-            callables=self._adapter.runs_callables,
-            config=self._config,
-        )
-        self._links.add(link)
+        link = failure = None
+        try:
+            link = self._links.open(event, self._adapter, self._config)
+        except Exception as error:
+            failure = error
         preparation = self._launcher.first_pickle(event.worker_id)
-        self._handle(m.Started(event.worker_id, event.pid, self._launcher.argv))
+        self._handle(m.Started(event.worker_id, event.pid, *self._launcher.started_with(event.worker_id)))
         if worker is None or worker.state is not m.WorkerState.STARTING:
             return
-        try:
-            link.begin(self._adapter.start_args, preparation)
-        except Exception as error:
-            self._handle(m.StartFailed(event.worker_id, error))
-            return
-        self._links.watch_writes(link)
+        if link is not None:
+            try:
+                link.begin(self._adapter.start_args, preparation)
+                self._links.watch_writes(link)
+            except Exception as error:
+                failure = error
+        if failure is not None:
+            self._handle(m.StartFailed(event.worker_id, failure))
 
     def _spawn_failed(self, event: r.SpawnFailed) -> None:
         self._launcher.first_pickle(event.worker_id)
-        error = WorkerStartError(f"{' '.join(self._launcher.argv)}: {event.error}", argv=self._launcher.argv)
-        error.__cause__ = event.error
-        self._handle(m.SpawnRefused(event.worker_id, error))
+        argv, _ = self._launcher.started_with(event.worker_id)
+        worker = self._scheduler.worker(event.worker_id)
+        self._handle(m.SpawnRefused(event.worker_id, refused_start(argv, event.error)))
+        warn_of_exit(worker, event, self._scheduler.lifecycle.policy)
 
     def _exited(self, event: r.Exited) -> None:
         link = self._links.get(event.worker_id)
         worker = self._scheduler.worker(event.worker_id)
-        if event.survivors:
-            _log.error("pool %r: processes %s outlived SIGKILL", self._name, event.survivors)
         if link is not None and worker is not None:
             # RACE: 1. the worker writes its reply and exits, 2. the exit is seen before the reply was read.
-            # The pipe is read empty first, so the reply wins (tests/integration/test_crash.py::test_reply_then_exit);
-            # and it counts as closed before, so that no reply earns the dead process new work.
+            # The pipe is read empty first, so the reply wins; and it counts as closed before, so that no reply
+            # earns the dead process new work (tests/integration/test_crash.py::test_the_exit_is_seen_before_the_reply).
             self._handle(m.PipeClosed(event.worker_id))
             self._take_arrivals(link, link.receive(drain=True))
-            if len(worker.sent) > 1:
-                self._act([m.TakeBack(worker, len(worker.sent) - 1)])
-            truncated = link.finish()
-            if truncated is not None and worker.sent and worker.state is not m.WorkerState.CONDEMNED:
-                _log.warning("worker %s: %s", event.worker_id, truncated)
-        if worker is not None and worker.reason not in m.EXPECTED_EXITS and not event.expected:
-            how = m.describe_exit(event.code, event.signal)
-            _log.warning("worker %s (pid %d) ended unasked with %s", event.worker_id, event.pid, how)
-        self._handle(m.Exited(event.worker_id, event.code, event.signal, event.stderr_tail))
+            self._act([m.TakeBack.everything(worker)])
+        cut = "" if link is None else str(link.finish() or "")
+        self._handle(m.Exited(event.worker_id, event.code, event.signal, event.stderr_tail, cut))
+        warn_of_exit(worker, event, self._scheduler.lifecycle.policy)
 
     def _cancelled(self, event: m.Cancelled) -> None:
         self._handle(event)
@@ -344,7 +353,7 @@ class Manager:
         self._settler.take(event)
 
     def _watchdog_failed(self, event: r.WatchdogFailed) -> None:
-        raise InternalError("the watchdog failed") from event.error
+        raise InternalError(f"the watchdog failed: {event.error!r}") from event.error
 
     def _receive(self, link: Link) -> None:
         arrivals = link.receive()
@@ -356,12 +365,12 @@ class Manager:
 
     def _take_arrivals(self, link: Link, arrivals: list[Any]) -> None:
         worker_id = link.worker_id
+        worker = self._scheduler.worker(worker_id)
         if len(arrivals) > 1 and isinstance(arrivals[-1], Garbled):
             # The answers before the garbage count, but nothing more is sent to a worker that cannot be understood.
             self._handle(m.PipeClosed(worker_id))
         for arrival in arrivals:
             if isinstance(arrival, Reply):
-                worker = self._scheduler.worker(worker_id)
                 if worker is not None and worker.sent and worker.sent[0] is arrival.request:
                     self._handle(m.Replied(worker_id, arrival.error), arrival)
             elif isinstance(arrival, SteppedOver):
@@ -370,30 +379,20 @@ class Manager:
                 self._handle(m.Ready(worker_id, arrival.can_claim, arrival.can_end_session))
             elif isinstance(arrival, Refused):
                 self._handle(m.StartFailed(worker_id, arrival.error, arrival.fatal))
-            elif isinstance(arrival, Garbled):
+            elif isinstance(arrival, Garbled) and worker is not None:
+                self._act([m.TakeBack.everything(worker)])
+                warn_of_garbage(worker, arrival.error)
                 self._handle(m.Misbehaved(worker_id, arrival.error))
 
     # The end ----------------------------------------------------------------------------------------
-
-    def _collapse(self, error: BaseException) -> None:
-        """End everything after a failure of this thread: every future, then every process."""
-        broken = PoolBroken(f"pool {self._name!r}: its manager failed: {error!r}")
-        broken.__cause__ = error
-        self._ledger.refuse(lambda: fresh(broken))
-        for worker_id in list(self._scheduler.board.workers.by_id):
-            self._watchdog.kill(worker_id)
-        for notice in self._scheduler.give_up_waiters(broken):
-            self._settler.take(notice)
-        self._settler.fail_all(self._ledger.unsettled, broken)
-        self._settler.settle()
 
     def _end(self) -> None:
         """Release everything; the watchdog ends once its last process is gone."""
         self._watchdog.stop()
         self._watchdog.join()
-        self._links.close()
+        quietly(self._links.close)
         lifecycle = self._scheduler.lifecycle
         self._ledger.publish((0, 0, 0, 0, lifecycle.restarts, lifecycle.recycled))
-        for item in (*self._posted, *self._inbox.close()):
-            refuse_late(item)
+        for item in (*self._current, *self._posted, *self._inbox.close()):
+            quietly(refuse_late, item, self._ledger.refusal())
         self._on_end(self)

@@ -21,8 +21,14 @@ class Poller(Protocol[T]):
     def watch(self, fd: int, owner: T, *, write: bool = False) -> None:
         """Watch a descriptor for reading (or its end), or for writing."""
 
-    def watch_wake(self, fd: int, owner: T) -> bool:
-        """Watch an inbox's descriptor; False when it must be made unreadable after each wake-up."""
+    def watch_wake(self, fd: int, owner: T, *, edges: bool) -> bool:
+        """Watch an inbox's descriptor; False when it must be made unreadable after each wake-up.
+
+        Args:
+            fd: To be watched for reading.
+            owner: Told by ``poll``.
+            edges: Whether each write to it is an edge.
+        """
 
     def unwatch(self, fd: int) -> None:
         """Watch it no more; unknown ones are ignored, also such that are closed already."""
@@ -41,11 +47,14 @@ class _Epoll(Generic[T]):
         self._owners: dict[int, tuple[T, bool]] = {}
 
     def watch(self, fd: int, owner: T, *, write: bool = False) -> None:
-        self._owners[fd] = (owner, write)
         self._epoll.register(fd, select.EPOLLOUT if write else select.EPOLLIN)
+        self._owners[fd] = (owner, write)
 
-    def watch_wake(self, fd: int, owner: T) -> bool:
-        # Every write to an eventfd is an edge, so that nobody has to read it.
+    def watch_wake(self, fd: int, owner: T, *, edges: bool) -> bool:
+        if not edges:
+            # A pipe that nobody reads would be full one day, and its writes no edges any more.
+            self.watch(fd, owner)
+            return False
         self._owners[fd] = (owner, False)
         self._epoll.register(fd, select.EPOLLIN | select.EPOLLET)
         return True
@@ -76,7 +85,7 @@ class _Selector(Generic[T]):
     def watch(self, fd: int, owner: T, *, write: bool = False) -> None:
         self._selector.register(fd, selectors.EVENT_WRITE if write else selectors.EVENT_READ, (owner, write))
 
-    def watch_wake(self, fd: int, owner: T) -> bool:
+    def watch_wake(self, fd: int, owner: T, *, edges: bool) -> bool:
         self.watch(fd, owner)
         return False
 

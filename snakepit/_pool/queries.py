@@ -59,11 +59,17 @@ def describe_worker(worker: Worker, now: float) -> m.WorkerInfo:
     )
 
 
-def refuse_late(item: object) -> None:
-    """Answer what was posted to a pool that has ended, so that nobody waits for it and nothing stays open."""
+def refuse_late(item: object, error: BaseException | None = None) -> None:
+    """Answer what was posted to a pool that has ended, so that nobody waits for it and nothing stays open.
+
+    Args:
+        item: Posted.
+        error: What the pool refuses requests with, or None.
+    """
     if isinstance(item, Query):
         item.answer(None)
     elif isinstance(item, m.WorkersWanted):
-        item.waiter.set_exception(RuntimeError("the pool is shut down"))
+        if not item.waiter.done():
+            item.waiter.set_exception(error or RuntimeError("the pool is shut down"))
     elif isinstance(item, r.Spawned):
         Channel(item.request_fd, item.reply_fd, item.claim_read_fd, item.claim_write_fd).close()

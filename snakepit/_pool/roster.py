@@ -34,5 +34,6 @@ def _rss_bytes(pid: int | None) -> int | None:
 
     try:
         return int(psutil.Process(pid).memory_info().rss)
-    except psutil.Error:
+    except (psutil.Error, OSError):
+        # Gone; or the host is out of descriptors, which is no reason to tell nothing at all.
         return None

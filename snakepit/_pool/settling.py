@@ -5,9 +5,8 @@ THREAD: manager.  Owns what was decided and not told yet.  Users' code runs here
 
 from __future__ import annotations
 
-import logging
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from .. import telemetry
@@ -19,10 +18,11 @@ from ..config import PoolConfig
 from ..errors import InternalError
 from .ledger import Ledger
 from .link import Reply
+from .quiet import QuietLogger, quietly
 
 __all__ = ("Settler",)
 
-_log = logging.getLogger("snakepit.pool")
+_log = QuietLogger("snakepit.pool")
 
 
 class Settler:
@@ -33,13 +33,17 @@ class Settler:
         ledger: Where each end is counted.
         config: For what counts as a slow callback.
         name: The pool's name.
+        answer: Takes what the scheduler has to hear of an action, once those at hand are done.
     """
 
-    def __init__(self, adapter: Adapter, ledger: Ledger, config: PoolConfig, name: str) -> None:
+    def __init__(
+        self, adapter: Adapter, ledger: Ledger, config: PoolConfig, name: str, answer: Callable[[m.Unheard], object]
+    ) -> None:
         self._adapter = adapter
         self._ledger = ledger
         self._config = config
         self._name = name
+        self._answer = answer
         self._shapes = type(adapter).process_response is not Adapter.process_response
         self._decided: deque[tuple[Any, Reply | None]] = deque()
 
@@ -47,6 +51,8 @@ class Settler:
         """Note an action that users will see; a request that has ended before is dropped."""
         if isinstance(action, m.Fail):
             if not self._ledger.settle(action.request, action.outcome):
+                if action.loss_of is not None:
+                    self._answer(m.Unheard(action.loss_of))
                 return
         elif isinstance(action, m.Cancel) and not self._ledger.settle(action.request, Outcome.CANCELLED):
             return
@@ -75,9 +81,10 @@ class Settler:
             began = monotonic_s()
             try:
                 self._deliver(action, reply)
-            except BaseException:
+            except BaseException as error:
                 # A done-callback of the user's raised something that the future's own guard lets through.
-                _log.error("pool %r: a callback raised", self._name, exc_info=True)
+                _log.error("pool %r: a callback raised", self._name, exc_info=error)
+                self._end_anyway(action, error)
             took_s = monotonic_s() - began
             if took_s > self._config.callback_slow_s and not isinstance(action, m.Emit):
                 self._emit_slow(action, took_s)
@@ -104,14 +111,23 @@ class Settler:
         else:
             raise InternalError(f"unknown action {action!r}")
 
+    @staticmethod
+    def _end_anyway(action: Any, error: BaseException) -> None:
+        """End the future of an action that raised before it could."""
+        # INVARIANT: what left `_decided` is counted as ended, so its future is done whatever went wrong.
+        future = action.request.future if isinstance(action, (m.Resolve, m.Fail, m.Cancel)) else None
+        if future is not None and not future.done():
+            future.set_exception(action.error if isinstance(action, m.Fail) else error)
+
     def _deliver_reply(self, request: Request, reply: Reply) -> None:
-        value, error = reply.load()
-        if error is None and self._shapes:
-            try:
+        value: Any = None
+        try:
+            value, error = reply.load()
+            if error is None and self._shapes:
                 value = self._adapter.process_response(request.command, value)
-            except BaseException as raised:
-                # Also a SystemExit: this thread must live, and the future must end.
-                error = raised
+        except BaseException as raised:
+            # Also a SystemExit: this thread must live, and the future must end.
+            error = raised
         if error is not None and reply.good:
             self._ledger.recount(request, Outcome.COMPLETED, Outcome.ERROR)
         self._report(request, Outcome.COMPLETED if error is None else Outcome.ERROR)
@@ -128,7 +144,8 @@ class Settler:
             return
         now = monotonic_s()
         started_at = request.started_at if request.started_at is not None else now
-        telemetry.execute(
+        quietly(
+            telemetry.execute,
             "snakepit.worker.request",
             {"duration_s": now - started_at, "queue_s": started_at - request.accepted_at},
             {

@@ -3,8 +3,8 @@
 THREAD: the watchdog's, which owns it.  Nothing here waits, but for `end_all` after a failure.
 
 A worker's end, in this order: the exit is seen (pidfd), stderr is read empty, the rest of its group gets
-SIGKILL and is verified to be gone, so are descendants that left the group, the leader is reaped, the guardian
-strikes it off its list, `Exited` is posted.  The group is dealt with before the reap because until then its
+SIGKILL and is verified to be gone, so are descendants that left the group, the leader is reaped, guardian and
+registry strike it off, `Exited` is posted.  The group is dealt with before the reap because until then its
 number cannot be given to another.
 """
 
@@ -28,10 +28,11 @@ from ..errors import InternalError
 from .guardian import GUARDIAN
 from .process import ChildProcess, ExitStatus
 from .procfs import RUN_VARIABLE, process_start
+from .registry import REGISTRY
 from .reports import Spawned, SpawnFailed
 from .spawn import SpawnSpec
 from .stderr import StderrReader, WorkerStderr
-from .sweep import kill_left
+from .sweep import Left, kill_left
 from .ward import KILL_LIMIT_S, Ward
 
 __all__ = ("Custody", "SpawnFactory")
@@ -117,6 +118,7 @@ class Custody:
             return
         self.wards[worker_id] = ward
         child = ward.child
+        REGISTRY.register(ward.token, child.pid, ward.start)
         try:
             if child.exit_fd is not None:
                 on_exit = functools.partial(self._maybe_exited, ward)
@@ -136,7 +138,12 @@ class Custody:
                 spec, release = spec()
             self._spawned += 1
             token = f"{self.run}-{self._spawned}"
-            child = self._spawner(attrs.evolve(spec, env={**spec.env, RUN_VARIABLE: token}))
+            REGISTRY.begin(token)
+            try:
+                child = self._spawner(attrs.evolve(spec, env={**spec.env, RUN_VARIABLE: token}))
+            except BaseException:
+                REGISTRY.strike(token)
+                raise
         finally:
             if release is not None:
                 try:
@@ -201,9 +208,9 @@ class Custody:
             return
         left = kill_left(exited)
         for ward in exited:
-            pids = tuple(left[ward.worker_id])
+            pids = tuple(left.pids[ward.worker_id])
             waited_s = now - ward.exited_at
-            if pids and waited_s < EMPTY_LIMIT_S:
+            if (pids or left.unsure) and waited_s < EMPTY_LIMIT_S:
                 ward.due_at = now + min(0.05, 0.001 + waited_s / 2)
             else:
                 self._finish(ward, pids)
@@ -227,6 +234,7 @@ class Custody:
         del self.wards[ward.worker_id]
         if not survivors:
             GUARDIAN.unregister(ward.child.pid)
+            REGISTRY.strike(ward.token)
         ward.child.close()
         self._post(ward.report(status, survivors))
 
@@ -251,8 +259,13 @@ class Custody:
         for ward in wards:
             ward.exited_at = min(ward.exited_at, time.monotonic())
             _quietly(ward.child.kill_group, False)
+        left: Left | None = None
         with contextlib.suppress(Exception):
-            kill_left(wards)
+            while wards:
+                left = kill_left(wards)
+                if not (any(left.pids.values()) or left.unsure) or time.monotonic() > deadline:
+                    break
+                poll.poll(5)
         for ward in wards:
             status = _quietly(ward.child.poll, None)
             survivors: tuple[int, ...] = ()
@@ -261,6 +274,8 @@ class Custody:
                 ward.child.abandon()
             else:
                 GUARDIAN.unregister(ward.child.pid)
+                if left is not None and not left.unsure and not left.pids[ward.worker_id]:
+                    REGISTRY.strike(ward.token)
             _quietly(ward.child.close, None)
             _quietly(functools.partial(self._post, ward.report(status or ExitStatus(), survivors)), None)
 

@@ -74,7 +74,8 @@ def _host_pidfd(host_pid: int, host_start: int) -> int | None:
         return -1
     except (OSError, AttributeError):
         return None
-    if _procfs.process_start(host_pid) != host_start:
+    # 0: the host was out of descriptors when it wanted to know.  It is our parent, or was.
+    if host_start and _procfs.process_start(host_pid) != host_start:
         os.close(pidfd)
         return -1
     return pidfd
@@ -128,7 +129,8 @@ def _kill_all(groups: dict[int, int], runs: set[str]) -> None:
             if _procfs.run_token(record.pid).rpartition("-")[0] in runs:
                 found = _procfs.kill_verified(record.pid, record.start) or found
         # RACE: (1) the host has made a child, (2) the host is killed, (3) the child execs and only now shows
-        # its environment.  Hence some quiet sweeps in a row before the end.
+        # its environment.  Hence some quiet sweeps before the end
+        # (tests/unit/test_races_supervision.py::test_a_child_that_shows_its_token_late).
         if time.monotonic() > deadline or (not found and not pauses):
             return
         time.sleep(0.005 if found else pauses.pop(0))

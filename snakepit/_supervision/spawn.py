@@ -39,6 +39,8 @@ class SpawnSpec:
         output: At level 1, "log": fd 1 is the stderr pipe; "inherit": fd 1 is the host's. At either level,
             "inherit" passes stderr on to the host's fd 2, "log" to the logger ``snakepit.worker``.
         pass_fds: More descriptors that the child keeps, under the same numbers; all > 2.
+        chain: Words before the program: absolute paths of programs that become the next, with their options.
+        umask: File mode mask; None: the host's.
     """
 
     argv: tuple[str, ...] = attrs.field(validator=attrs.validators.min_len(1))
@@ -47,6 +49,8 @@ class SpawnSpec:
     level: int = attrs.field(default=1, validator=attrs.validators.in_((0, 1)))
     output: str = attrs.field(default="log", validator=attrs.validators.in_(("log", "inherit")))
     pass_fds: tuple[int, ...] = ()
+    chain: tuple[str, ...] = ()
+    umask: int | None = None
 
 
 def start_process(spec: SpawnSpec) -> ChildProcess:
@@ -94,16 +98,18 @@ def start_process(spec: SpawnSpec) -> ChildProcess:
             pass_fds = (*pass_fds, child_in, child_out, claim_read_fd)
             stdin = subprocess.DEVNULL
             stdout = child_err if spec.output == "log" else _host_stdout()
-        # RACE: between this spawn and the guardian's word of the group, the host may be killed.  The
-        # parent-death signal covers the child, and the run token in `env` its descendants.
+        # RACE: 1. the child is there, 2. the host is killed, 3. the guardian would have heard of the group.  The
+        # parent-death signal covers the child, and the run token in `env` its descendants
+        # (tests/unit/test_races_supervision.py::test_a_host_killed_before_the_guardian_hears_of_a_worker).
         popen = subprocess.Popen(
-            (*((setpriv, "--pdeathsig", "KILL", "--") if setpriv else ()), program, *spec.argv[1:]),
+            (*((setpriv, "--pdeathsig", "KILL", "--") if setpriv else ()), *spec.chain, program, *spec.argv[1:]),
             stdin=stdin,
             stdout=stdout,
             stderr=child_err,
             env=env,
             cwd=spec.cwd,
             pass_fds=pass_fds,
+            umask=-1 if spec.umask is None else spec.umask,
             start_new_session=True,
         )
         ours.callback(popen.wait)

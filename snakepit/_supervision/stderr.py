@@ -153,6 +153,8 @@ class StderrReader:
                 data = os.read(child.stderr_fd, READ_BYTES)
             except BlockingIOError:
                 break
+            except OSError:
+                data = b""  # broken: as good as its end
             if not data:
                 self._unlisten(child)
                 child.close_stderr()

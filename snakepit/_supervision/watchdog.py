@@ -27,6 +27,7 @@ from .custody import Custody, SpawnFactory
 from .guardian import GUARDIAN
 from .memory import group_rss_bytes
 from .process import ChildProcess
+from .registry import REGISTRY
 from .reports import RssMeasured, SpawnFailed, WatchdogFailed
 from .spawn import SpawnSpec, start_process
 
@@ -72,6 +73,7 @@ class Watchdog:
         self._logger = logger or logging.getLogger("snakepit.watchdog")
         # None: not started.  Its items are commands: a `_SpawnCommand`, or a function to call.
         self._inbox: Inbox | None = None
+        self._go, self._wanted = threading.Event(), False
         self._thread = threading.Thread(target=self._run, name=f"snakepit-{name}-watchdog", daemon=True)
         # Not epoll: poll has no descriptor of its own, and takes regular files.
         self._selector = selectors.PollSelector()
@@ -105,9 +107,12 @@ class Watchdog:
         _started.add(self)
         try:
             self._thread.start()
+            self._wanted = True
         except BaseException:
             self._inbox.close()
             raise
+        finally:
+            self._go.set()
 
     def spawn(self, worker_id: str, spec: SpawnSpec | SpawnFactory) -> None:
         """Start a process; answered by `Spawned` or `SpawnFailed`.
@@ -130,6 +135,10 @@ class Watchdog:
     def kill(self, worker_id: str) -> None:
         """KILL a process now. An unknown worker is ignored."""
         self._tell(functools.partial(self._custody.kill, worker_id))
+
+    def kill_all(self) -> None:
+        """KILL every process now, also those whose spawn was asked for before."""
+        self._tell(self._kill_all)
 
     def set_rss_probe(self, interval_s: float | None) -> None:
         """Post `RssMeasured` for each live worker every ``interval_s`` seconds; None: no more."""
@@ -160,6 +169,11 @@ class Watchdog:
 
     def _run(self) -> None:
         assert self._inbox is not None
+        # RACE: 1. the thread is made, 2. Ctrl-C ends the wait for its start, so that nobody will ever stop it.
+        # (tests/integration/test_host_faults_system.py::test_ctrl_c_in_the_start_of_a_thread_leaves_nothing)
+        self._go.wait()
+        if not self._wanted:
+            return
         try:
             self._loop(self._inbox)
         except BaseException as error:
@@ -171,6 +185,7 @@ class Watchdog:
                         self._post(SpawnFailed(command.worker_id, self._not_running()))
             self._unwatch_guardian()
             GUARDIAN.release(self._custody.run)
+            REGISTRY.release(self._custody.run)
 
     def _loop(self, inbox: Inbox) -> None:
         self._selector.register(inbox.fd, selectors.EVENT_READ, inbox.clear_wake)
@@ -199,6 +214,7 @@ class Watchdog:
             command()
 
     def _spawn(self, command: _SpawnCommand) -> None:
+        REGISTRY.acquire(self._custody.run)
         try:
             GUARDIAN.acquire(self._custody.run)
             self._watch_guardian()
@@ -206,6 +222,10 @@ class Watchdog:
             self._post(SpawnFailed(command.worker_id, error))
         else:
             self._custody.spawn(command.worker_id, command.spec)
+
+    def _kill_all(self) -> None:
+        for worker_id in self._custody.wards:
+            self._custody.kill(worker_id)
 
     def _stop(self) -> None:
         self._stopping = True
@@ -242,13 +262,13 @@ class Watchdog:
 
     def _guardian_ended(self) -> None:
         self._guardian_due = math.inf
+        self._unwatch_guardian()
         try:
             GUARDIAN.ensure()
+            self._watch_guardian()
         except OSError as error:
-            self._logger.error("the guardian has ended and could not be replaced yet: %s", error)
+            self._logger.error("the guardian has ended and could not be replaced or watched yet: %s", error)
             self._guardian_due = self._clock() + LATE_S
-        self._unwatch_guardian()
-        self._watch_guardian()
 
     # Memory
 
@@ -272,10 +292,11 @@ class Watchdog:
     # After a failure, and in a forked child
 
     def _fail(self, error: BaseException) -> None:
-        self._logger.critical("the watchdog of pool %r failed", self.name, exc_info=error)
         self._custody.kill_all()
         with contextlib.suppress(Exception):
             self._post(WatchdogFailed(error))
+        with contextlib.suppress(Exception):  # a handler of the user's
+            self._logger.critical("the watchdog of pool %r failed", self.name, exc_info=error)
         self._custody.end_all()
 
     def forget(self) -> None:

@@ -192,7 +192,8 @@ def _is_by_reference(fn: Any) -> bool:
 
 def _forget(key: int, ref: weakref.ref[Any]) -> None:
     # RACE: 1. fn dies, 2. a new function gets its id and its own entry, 3. this callback runs late:
-    # only the entry that holds this very reference may go.
+    # only the entry that holds this very reference may go
+    # (tests/unit/test_races_wire.py::test_a_late_callback_spares_the_new_entry).
     if _by_reference.get(key) is ref:
         _by_reference.pop(key, None)
 
@@ -248,8 +249,8 @@ class Preparation:
             self._context = context
         return self._context
 
-    def build(self) -> tuple[bytes, tuple[int, ...]]:
-        """Make the preparation frame of one worker.
+    def build(self, cwd: str | None = None) -> tuple[bytes, tuple[int, ...]]:
+        """Make the preparation frame of one worker, whose working directory is ``cwd``; None: the host's.
 
         Returns:
             ``(payload, fds)``: the payload begins with 0x80; the descriptors must reach the worker under
@@ -263,7 +264,7 @@ class Preparation:
             initializer = None
             if self._initializer is not None:
                 initializer = _dumps_inherited((self._initializer, self._initargs), spawning)
-            preparation = _preparation_data(spawning)
+            preparation = _preparation_data(spawning) | ({} if cwd is None else {"dir": os.path.abspath(cwd)})
             fds = tuple(spawning.fds)
             payload = _dumps({"preparation": preparation, "initializer": initializer, "fds": fds}, _PROTOCOL)
         except BaseException:

@@ -128,7 +128,7 @@ class MessageDecoder:
         self._place = 0
         # INVARIANT: what has come of a pickle in several frames; JSON frames may come in between.
         self._parts = bytearray()
-        self.error: ProtocolError | None = None
+        self.error: Exception | None = None
 
     def feed(self, data: bytes) -> list[dict[str, Any] | bytes]:
         """Take received bytes and return the messages that are complete: objects, or pickles as bytes."""
@@ -140,13 +140,14 @@ class MessageDecoder:
                 message = self._take(payload)
                 if message is not None:
                     messages.append(message)
-        except ProtocolError as error:
+        except Exception as error:
+            # Mostly a ProtocolError; a MemoryError, too, must not cost the messages before it.
             self.error = error
         else:
             self.error = self._frames.error
         return messages
 
-    def finish(self) -> ProtocolError | None:
+    def finish(self) -> Exception | None:
         """Return the error of a stream that ends here, or None when it ends between two messages."""
         if self.error is None and (self._frames.inside_frame or self._message is not None or self._parts):
             seen = show_bytes(self._frames.pending())
@@ -191,6 +192,8 @@ class MessageDecoder:
 
     def _expect_raw(self, message: dict[str, Any], payload: bytes) -> dict[str, Any] | None:
         try:
+            if type(message["attachments"]) is not list:
+                raise TypeError("attachments")
             lengths = [entry["len"] for entry in message["attachments"]]
             if any(type(length) is not int or length < 0 for length in lengths):
                 raise ValueError("len")

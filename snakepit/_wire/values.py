@@ -24,6 +24,8 @@ MAX_DEPTH = 256
 _encode = msgspec.json.encode
 decode_json = msgspec.json.Decoder().decode
 
+_SHOWN_CHARS = 80
+
 _SCALARS = frozenset((int, bool, type(None)))
 
 
@@ -162,16 +164,36 @@ def insert_attachments(message: dict[str, Any], data: list[bytes]) -> None:
         data: The bytes, one each, in order.
 
     Raises:
-        LookupError, TypeError, ValueError: A pointer that leads nowhere; raised here.
+        LookupError, TypeError, ValueError: A text that is no JSON pointer, or one that leads nowhere or to a
+            value that is not null; raised here.
     """
     for entry, raw in zip(message["attachments"], data, strict=True):
-        parts = [part.replace("~1", "/").replace("~0", "~") for part in entry["path"].split("/")[1:]]
-        target: Any = message
-        for part in parts[:-1]:
-            target = target[int(part)] if isinstance(target, list) else target[part]
-        if isinstance(target, list):
-            target[int(parts[-1])] = raw
-        elif parts[-1] in target:
-            target[parts[-1]] = raw
-        else:
-            raise KeyError(entry["path"])
+        root, *parts = entry["path"].split("/")
+        container: Any = None
+        key: Any = None
+        value: Any = message
+        try:
+            for part in parts:
+                container = value
+                key = _index(part) if isinstance(container, list) else _unescape(part)
+                value = container[key]
+        except (LookupError, TypeError, ValueError):
+            raise KeyError(entry["path"][:_SHOWN_CHARS]) from None
+        if root or value is not None:
+            raise ValueError(f"{entry['path'][:_SHOWN_CHARS]!r} leads to no null")
+        container[key] = raw
+
+
+def _index(part: str) -> int:
+    """Return the index that a pointer's token stands for; ``int`` alone would also take -1, +1 and 1_0."""
+    if not (part.isascii() and part.isdigit()) or (part[0] == "0" and len(part) > 1):
+        raise ValueError(part)
+    return int(part)
+
+
+def _unescape(part: str) -> str:
+    if "~" not in part:
+        return part
+    if part.count("~") != part.count("~0") + part.count("~1"):
+        raise ValueError(part)
+    return part.replace("~1", "/").replace("~0", "~")

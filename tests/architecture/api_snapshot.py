@@ -14,6 +14,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import is_typeddict
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[level]) for level in (1, 2)]
 
@@ -62,6 +63,9 @@ def _describe(module: ModuleType, symbol: str) -> list[str]:
     bases = ", ".join(base.__name__ for base in value.__bases__ if base is not object)
     if issubclass(value, enum.Enum):
         return [f"class {symbol}({bases})", *(f"    {member.name} = {member.value!r}" for member in value)]
+    if is_typeddict(value):
+        keys = ((key, getattr(hint, "__forward_arg__", hint)) for key, hint in value.__annotations__.items())
+        return [f"class {symbol}(TypedDict)", *(f"    {key}: {hint}" for key, hint in sorted(keys))]
     own_init = "__init__" in vars(value) or "__new__" in vars(value)
     lines = [f"class {symbol}" + (f"({bases})" if bases else "")]
     if own_init:

@@ -188,15 +188,22 @@ def do_os_exit() -> None:
 
 def do_segfault() -> None:
     """End as a crash in native code does."""
-    signal.signal(signal.SIGSEGV, signal.SIG_DFL)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGSEGV, signal.SIG_DFL)
     os.kill(os.getpid(), signal.SIGSEGV)
     threading.Event().wait(10)
+
+
+def do_libc_exit() -> None:
+    """End the process by the C library, behind the interpreter's back."""
+    ctypes.CDLL(None).exit(6)
 
 
 DEEDS: dict[str, Callable[[], None]] = {
     "raise": do_raise,
     "sys_exit": do_sys_exit,
     "os_exit": do_os_exit,
+    "libc_exit": do_libc_exit,
     "segfault": do_segfault,
 }
 

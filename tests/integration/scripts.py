@@ -10,7 +10,7 @@ from typing import Any
 
 import psutil
 
-__all__ = ("BOUND_S", "gone", "run", "start", "text_of")
+__all__ = ("BOUND_S", "command_line", "environment", "gone", "run", "start", "text_of")
 
 BOUND_S = 30.0
 """Seconds a host program may take in all; arbitrary, far above what one takes on a busy machine."""
@@ -18,29 +18,34 @@ BOUND_S = 30.0
 _TESTS = Path(__file__).resolve().parents[1]
 
 
-def _environment() -> dict[str, str]:
+def environment() -> dict[str, str]:
+    """Return the variables of a host program: it finds this checkout and the tests' helpers."""
     paths = [str(_TESTS.parent), str(_TESTS), os.environ.get("PYTHONPATH", "")]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in paths if path)}
+    variables = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in paths if path)}
     # It would flush what a program forgets to flush, and tear printed lines to pieces.
-    environment.pop("PYTHONUNBUFFERED", None)
-    return environment
+    variables.pop("PYTHONUNBUFFERED", None)
+    return variables
+
+
+def command_line(directory: Path, source: str, *args: object) -> tuple[str, ...]:
+    """Write a host program to a file, so that its functions are those of a real ``__main__``; return how it is run."""
+    path = directory / "program.py"
+    path.write_text(source)
+    return sys.executable, str(path), *map(str, args)
 
 
 def start(directory: Path, source: str, *args: object, **options: Any) -> subprocess.Popen[str]:
-    """Start a host program, written to a file so that its functions are those of a real ``__main__``.
+    """Start a host program.
 
     Args:
         directory: Where the file is written.
         source: The program.
         args: Its command line.
-        options: For ``Popen``; pipes by default.
+        options: For ``Popen``; pipes by default. ``wrapper``: words before the command line.
     """
-    path = directory / "program.py"
-    path.write_text(source)
     options = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
-    return subprocess.Popen(
-        (sys.executable, str(path), *map(str, args)), env=_environment(), text=True, **options
-    )
+    command = (*options.pop("wrapper", ()), *command_line(directory, source, *args))
+    return subprocess.Popen(command, env=environment(), text=True, **options)
 
 
 def run(directory: Path, source: str, *args: object, **options: Any) -> subprocess.CompletedProcess[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import threading
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -42,73 +42,6 @@ def outcome(future: Future[Any]) -> tuple[type[BaseException] | None, str]:
 
 
 # ---------------------------------------------------------------------------------------------- crashes
-
-# (place, function, makes its argument from the deed, deed, exception, its text)
-EXIT = "ended with exit code 4"
-SEGV = "ended with signal 11"
-CRASHES = [
-    pytest.param(fn, make, deed, error, text, id=f"{place}-{deed}")
-    for place, fn, make, ends in [
-        ("unpickle_in_worker", lib.identity, lib.BreaksOnUnpickle, {}),
-        ("run", lib.act, str, {}),
-        ("pickle_result", lib.return_breaks_on_pickle, str, {}),
-        (
-            "pickle_exception",
-            lib.raise_breaks_on_pickle,
-            str,
-            {"raise": (CommandError, "BreaksOnPickle"), "sys_exit": (CommandError, "BreaksOnPickle")},
-        ),
-        (
-            "collection",
-            lib.break_at_collection,
-            str,
-            {"raise": (None, "None"), "sys_exit": (None, "None")},
-        ),
-    ]
-    for deed, (error, text) in {
-        "raise": (ValueError, "sabotage"),
-        "sys_exit": (SystemExit, "3"),
-        "os_exit": (WorkerDied, EXIT),
-        "segfault": (WorkerDied, SEGV),
-        **ends,
-    }.items()
-] + [
-    pytest.param(
-        lib.identity, lib.BreaksOnPickle, "raise", ValueError, "sabotage", id="pickle_in_host-raise"
-    ),
-    pytest.param(
-        lib.return_breaks_on_unpickle, str, "raise", ValueError, "sabotage", id="unpickle_in_host-raise"
-    ),
-    pytest.param(
-        lib.return_breaks_on_unpickle, str, "sys_exit", SystemExit, "3", id="unpickle_in_host-sys_exit"
-    ),
-]
-
-
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.parametrize(("fn", "make", "deed", "error", "text"), CRASHES)
-def test_crash(
-    fn: Callable[[Any], Any],
-    make: Callable[[str], Any],
-    deed: str,
-    error: type[BaseException] | None,
-    text: str,
-) -> None:
-    """A call that breaks at any place fails alone, at once, twice, also submitted from a done-callback."""
-    inner: Future[Any] = Future()
-
-    def submit_again(_: Future[Any]) -> None:
-        executor.submit(fn, make(deed)).add_done_callback(inner.set_result)
-
-    with SnakepitExecutor(1) as executor:
-        first = executor.submit(fn, make(deed))
-        first.add_done_callback(submit_again)
-
-        for future in (first, inner.result(BOUND_S)):
-            kind, message = outcome(future)
-            assert error is kind
-            assert text in message
-        assert 32 == executor.submit(pow, 2, 5).result(BOUND_S)
 
 
 def test_dead_worker_tells_how_it_ended() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import os
 import signal
 import subprocess
 import threading
@@ -225,64 +224,6 @@ def test_exit_keeps_status_and_leaves_nothing(
     assert err.rstrip().endswith(error)
     assert bool(error) == err.count("Traceback")
     assert bool(error) == bool(err)
-    wait_until(lambda: scripts.gone(pid), 2.0, "the worker ends")
-
-
-INTERRUPTED = """
-import sys
-from snakepit import SnakepitExecutor, PoolConfig
-from integration import callables_lib as lib
-
-with SnakepitExecutor(2, config=PoolConfig(shutdown_grace_s=0.2)) as executor:
-    futures = [executor.submit(lib.held, sys.argv[1]) for _ in range(4)]
-    print("ready", flush=True)
-    if sys.argv[2] == "wait":
-        futures[0].result()
-    if sys.argv[2] == "execute":
-        try:
-            executor.execute(lib.held, sys.argv[1])
-        except KeyboardInterrupt:
-            print([future.running() for future in futures].count(True), "running")
-            raise
-# In the third case the block is left, and its end waits for the work.
-"""
-
-
-@pytest.mark.parametrize("how", ["wait", "execute", "leave"])
-def test_ctrl_c(tmp_path: Path, gate: Gate, how: str) -> None:
-    """One Ctrl-C to the whole foreground group ends the `with` block: one traceback, the usual status."""
-    host = scripts.start(tmp_path, INTERRUPTED, gate.path, how, start_new_session=True)
-    arrived = gate.wait_started(2, scripts.BOUND_S)
-
-    os.killpg(host.pid, signal.SIGINT)
-    out, err = host.communicate(timeout=10)
-
-    assert -signal.SIGINT == host.returncode
-    assert out.startswith("ready\n")
-    assert err.rstrip().endswith("KeyboardInterrupt")
-    assert 1 == err.count("Traceback")
-    for arrival in arrived:
-        wait_until(lambda pid=arrival.pid: scripts.gone(pid), 2.0, "the worker ends")  # type: ignore[misc]
-
-
-AT_EXIT_INTERRUPT = """
-import sys
-from snakepit import SnakepitExecutor
-from integration import callables_lib as lib
-
-executor = SnakepitExecutor(1)
-executor.submit(lib.held, sys.argv[1])
-"""
-
-
-def test_ctrl_c_while_the_interpreter_waits_for_the_work(tmp_path: Path, gate: Gate) -> None:
-    """A host that waits at its end for held work can be ended by Ctrl-C, and no process stays."""
-    host = scripts.start(tmp_path, AT_EXIT_INTERRUPT, gate.path, start_new_session=True)
-    pid = gate.wait_started(1, scripts.BOUND_S)[0].pid
-
-    os.killpg(host.pid, signal.SIGINT)
-    host.communicate(timeout=10)
-
     wait_until(lambda: scripts.gone(pid), 2.0, "the worker ends")
 
 

@@ -200,8 +200,8 @@ def test_a_busy_worker_is_not_pinged() -> None:
         ("text", "hello"),
         ("status", "no status 'ok'"),
         ("refuse", "no licence"),
-        ("silent", "no valid handshake"),
-        ("half", "no valid handshake"),
+        ("silent", "did not answer the handshake within 0.3 s (ended by the pool)"),
+        ("half", "did not answer the handshake within 0.3 s (ended by the pool)"),
     ],
 )
 def test_a_worker_that_cannot_start_breaks_the_pool(level: int, how: str, text: str, tmp_path: Path) -> None:

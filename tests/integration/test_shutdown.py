@@ -322,7 +322,7 @@ def test_a_failure_of_the_manager_ends_everything(gate: Gate) -> None:
     assert all(isinstance(error.__cause__, ZeroDivisionError) for error in (*errors, later.value))
     assert [()] == answers
     assert all(map(is_gone, pids))
-    assert [RuntimeError] == [type(error) for error in outcome]
+    assert [PoolBroken] == [type(error) for error in outcome]
     assert (4, 4) == (ex.stats().errors, balance(ex.stats()))
 
 

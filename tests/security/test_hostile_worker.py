@@ -289,6 +289,7 @@ def test_announced_capabilities_are_only_those_offered() -> None:
 EXPANSIONS = {
     "lists": b'{"id":0,"success":true,"result":[%s]}' % b",".join([b"[]"] * 340_000),
     "objects": b'{"id":0,"success":true,"result":[%s]}' % b",".join([b'{"":0}'] * 145_000),
+    "objects in objects": b'{"id":0,"result":[%s]}' % b",".join([b'{"":' * 200 + b"0" + b"}" * 200] * 1040),
     "keys": b'{"id":0,"success":true,"result":{%s}}' % b",".join(b'"%x":0' % number for number in range(110_000)),
     "numbers": b'{"id":0,"success":true,"result":[%s]}' % b",".join([b"1.5"] * 250_000),
     "attachments": b'{"id":0,"result":0,"attachments":[%s]}' % b",".join([b'{"path":"/result","len":0}'] * 38_000),

@@ -136,6 +136,7 @@ class Bench:
         self.closed = False
         self.refused: BaseException | None = None
         self._homes: dict[Session, Worker] = {}
+        self._told: set[Session | None] = set()
         self._last_sent: dict[Session, int] = {}
         self._answered: Request | None = None
 
@@ -302,10 +303,14 @@ class Bench:
             self.handle(m.PipeClosed(process.worker_id))
         while self.read(process):
             pass
-        worker = process.worker
-        if len(worker.sent) > 1:
-            self._take_back(m.TakeBack(worker, len(worker.sent) - 1))
+        self.take_all_back(process)
         self.handle(m.Exited(process.worker_id, code, signal, tail))
+
+    def take_all_back(self, process: Process) -> None:
+        """Take back what a process that has ended, or cannot be understood, has not begun."""
+        action = m.TakeBack.everything(process.worker)
+        if action.count:
+            self._take_back(action)
 
     def exit_condemned(self) -> None:
         """Every process that is being ended is gone."""
@@ -399,6 +404,9 @@ class Bench:
         if home is not worker:
             lost = home is None or home.state is m.WorkerState.CONDEMNED or bool(session.setup)
             assert lost, f"{session.session_id} moved from {home!r} to {worker!r}"
+            told = home is None or bool(session.setup) or session in self._told
+            assert told, f"{session.session_id} moved to {worker!r}, and nobody heard of its loss"
+            self._told.discard(session)
             self._homes[session] = worker
 
     def begin(self, process: Process) -> Request | None:
@@ -438,6 +446,9 @@ class Bench:
             future.end = action
             future.state = "cancelled" if isinstance(action, m.Cancel) else "done"
             future.error = getattr(action, "error", None)
+            self._told |= {getattr(action, "loss_of", None)}
+        elif isinstance(action, m.Fail) and action.loss_of is not None:
+            self.handle(m.Unheard(action.loss_of))
 
     def _close(self) -> None:
         assert not self.closed, "closed twice"

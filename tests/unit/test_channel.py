@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -135,6 +136,76 @@ def test_drain_ends_although_somebody_goes_on_writing(pair: Pair, monkeypatch: p
     data = pair.channel.drain()
 
     assert len(data) < 16 << 20
+
+
+def test_what_could_not_be_written_can_be_taken_back(pair: Pair) -> None:
+    """Requests sent ahead after the request pipe has lost its reader have their tokens, and go back to the queue."""
+    os.close(pair.requests)
+    pair.channel.send([b"request"])
+    assert pair.channel.request_fd is None
+
+    pair.channel.grant(3)
+
+    assert 3 == pair.channel.take_back(10)
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOMEM])
+@pytest.mark.parametrize("count", [1, 2], ids=["one buffer", "many buffers"])
+def test_a_write_that_fails_ends_the_writing(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch, number: int, count: int
+) -> None:
+    """An error of the system is kept for whoever wants to know, and the request pipe is closed."""
+
+    def fail(*_: object) -> int:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "write", fail)
+    monkeypatch.setattr(os, "writev", fail)
+
+    pair.channel.send([b"x"] * count)
+
+    assert (None, False) == (pair.channel.request_fd, pair.channel.wants_write)
+    assert pair.channel.error is not None
+    assert number == pair.channel.error.errno
+
+
+@pytest.mark.parametrize("most", [0, 1, 7])
+def test_short_writes_lose_nothing(pair: Pair, monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+    """A system that takes a few bytes at a time, or none at the first try, gets every byte once."""
+    write, refused = os.write, []
+
+    def short(fd: int, data: bytes) -> int:
+        if most == 0 and not refused:
+            refused.append(fd)
+            raise BlockingIOError(errno.EAGAIN, "injected")
+        return write(fd, bytes(data)[: most or None])
+
+    monkeypatch.setattr(os, "write", short)
+    monkeypatch.setattr(os, "writev", lambda fd, buffers: short(fd, b"".join(buffers)))
+
+    pair.channel.send([b"abcdefghij"])
+    pair.channel.send([b"klm", b"nop"])
+    while pair.channel.wants_write:
+        pair.channel.flush()
+
+    assert b"abcdefghijklmnop" == os.read(pair.requests, 100)
+
+
+def test_a_read_that_fails_ends_the_reading(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """EIO on the reply pipe counts as its end, with the reason; draining and taking back give what they can."""
+    os.write(pair.replies, b"reply")
+
+    def fail(*_: object) -> bytes:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "read", fail)
+        data = pair.channel.receive()
+        drained, taken = pair.channel.drain(), pair.channel.take_back(3)
+
+    assert (b"", b"", 0, True) == (data, drained, taken, pair.channel.closed_by_worker)
+    assert pair.channel.error is not None
+    assert errno.EIO == pair.channel.error.errno
 
 
 def test_claims_are_taken_once(pair: Pair) -> None:

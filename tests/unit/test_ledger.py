@@ -57,6 +57,21 @@ def numbers(ledger: Ledger) -> dict[str, int]:
     return {name: getattr(stats, name) for name in names if getattr(stats, name)}
 
 
+def test_what_is_put_back_waits_again(inbox: Inbox) -> None:
+    """A request that was its worker's oldest, and had not begun, is queued again and begins once more."""
+    ledger = Ledger(inbox, None, 1000)
+    oldest, behind = request(weight=3), request()
+    admit(ledger, oldest, behind)
+    begin(ledger, oldest)
+    assert {"requests": 4, "queued": 1, "running": 3} == numbers(ledger)
+
+    ledger.put_back([oldest, behind])
+
+    assert {"requests": 4, "queued": 4} == numbers(ledger)
+    begin(ledger, oldest)
+    assert {"requests": 4, "queued": 1, "running": 3} == numbers(ledger)
+
+
 def test_admission_posts_in_order(inbox: Inbox) -> None:
     """Accepted requests have rising numbers and are posted in that order."""
     ledger = Ledger(inbox, None, 1000)

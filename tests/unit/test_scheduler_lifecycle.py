@@ -116,7 +116,7 @@ def test_handshake_timeout() -> None:
 
     assert ["starting"] == bench.states()
     error = bench.scheduler.lifecycle.policy.last_error
-    assert "no valid handshake within 2.0 s" in str(error)
+    assert "failed to start: it did not answer the handshake within 2 s (ended by the pool)" in str(error)
     bench.ready(bench[0])
     assert ["idle"] == bench.states()
 
@@ -183,12 +183,14 @@ def test_restart_budget() -> None:
     assert "ended with exit code 3 before its handshake; command line: worker --now" in str(cause)
     assert "its stderr ended with:\nImportError: no" in str(cause)
     assert "size 2" in str(bench.refused)
-    assert cause is bench.notices[0].error
+    told = bench.notices[0].error
+    assert (type(cause), str(cause), cause.__cause__) == (type(told), str(told), told.__cause__)
+    assert cause is not told
     assert 1 == len(bench.events("pool.broken"))
     late = bench.submit()
     assert isinstance(late.future.error, PoolBroken)
     bench.handle(m.WorkersWanted(1, "late"))
-    assert cause is bench.notices[-1].error
+    assert str(cause) == str(bench.notices[-1].error)
 
 
 def test_failed_handshake_is_the_cause() -> None:
@@ -204,7 +206,7 @@ def test_failed_handshake_is_the_cause() -> None:
     cause = bench.refused.__cause__ if bench.refused else None
     assert isinstance(cause, WorkerStartError)
     assert problem is cause.__cause__
-    assert "after a failed start: no module handlers" in str(cause)
+    assert "failed to start: no module handlers (ended by the pool)" in str(cause)
     assert [ExitReason.START_FAILED.value] == reasons(bench)
 
 
@@ -220,7 +222,7 @@ def test_spawn_refused() -> None:
     cause = bench.refused.__cause__ if bench.refused else None
     assert isinstance(cause, WorkerStartError)
     assert ("python",) == cause.argv
-    assert "has no process after a failed start: out of processes" in str(cause)
+    assert "worker pool-0-2 failed to start: out of processes" in str(cause)
 
 
 def test_garbage_in_the_place_of_a_handshake() -> None:
@@ -245,7 +247,8 @@ def test_raising_initializer_breaks_the_pool_at_once() -> None:
     bench.handle(m.StartFailed(bench[0].worker_id, ValueError("init"), fatal=True))
 
     assert isinstance(request.future.error, PoolBroken)
-    assert bench.refused is bench.notices[0].error
+    told = bench.notices[0].error
+    assert (PoolBroken, str(bench.refused)) == (type(told), str(told))
     assert ["condemned", "condemned"] == bench.states()
     bench.exit_condemned()
     assert ["", ""] == bench.states()

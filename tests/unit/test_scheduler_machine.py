@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 import os
-from collections import deque
-from typing import Any
+import random
+import time
+from collections import Counter, deque
+from typing import Any, ClassVar
 
 import hypothesis.strategies as st
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, seed, settings
 from hypothesis.stateful import (
     RuleBasedStateMachine,
     initialize,
+    invariant,
     precondition,
     rule,
     run_state_machine_as_test,
 )
-from unit.scheduling import Bench, Process
+from unit.scheduling import Process
+from unit.witness import Witness
 
 from snakepit._core import model as m
 
+STEPS = 200_000
+"""Least number of steps of the long run, ``make fuzz``."""
 LONG = os.environ.get("SNAKEPIT_LONG") == "1"
-"""Many random examples instead of a few fixed ones; hypothesis prints the seed of a failure."""
+"""Many random examples instead of a few fixed ones."""
+SEED = int(os.environ.get("SNAKEPIT_SEED", "0")) or random.SystemRandom().randrange(1, 1 << 32)
+"""Of the long run; printed."""
 
 PICK = st.integers(0, 1000)
 
@@ -28,23 +36,28 @@ PICK = st.integers(0, 1000)
 class Machine(RuleBasedStateMachine):
     """Callers, worker processes and the clock, in any order that the manager's contract allows."""
 
+    steps: ClassVar[Counter[str]] = Counter()
+
     @initialize(
-        size=st.integers(1, 3),
-        floor=st.integers(0, 3),
+        size=st.integers(1, 4),
+        floor=st.integers(0, 4),
         can_claim=st.booleans(),
+        can_end_session=st.sampled_from([True, True, False]),
         max_requests=st.sampled_from([None, None, 1, 3]),
         idle_s=st.sampled_from([None, 2.0]),
         age_s=st.sampled_from([None, 20.0]),
         rss=st.sampled_from([None, 1000]),
         max_sessions=st.sampled_from([2, 100]),
         ttl_s=st.sampled_from([5.0, 3600.0]),
-        budget=st.sampled_from([2, 50]),
+        budget=st.sampled_from([2, 4, 50]),
+        health_s=st.sampled_from([3.0, 30.0]),
     )
     def build(
         self,
         size: int,
         floor: int,
         can_claim: bool,
+        can_end_session: bool,
         max_requests: int | None,
         idle_s: float | None,
         age_s: float | None,
@@ -52,11 +65,15 @@ class Machine(RuleBasedStateMachine):
         max_sessions: int,
         ttl_s: float,
         budget: int,
+        health_s: float,
     ) -> None:
-        self.bench = Bench(
+        self.bench = Witness(
             size,
             min(floor, size),
             can_claim=can_claim,
+            can_end_session=can_end_session,
+            health_check_interval_s=health_s,
+            health_check_timeout_s=2.0,
             max_requests_per_worker=max_requests,
             worker_idle_timeout_s=idle_s,
             max_worker_age_s=age_s,
@@ -71,6 +88,13 @@ class Machine(RuleBasedStateMachine):
         self.waiters: list[object] = []
         self.bench.start()
 
+    @invariant()
+    def balance(self) -> None:
+        """Counted here, since it runs after each step: the scheduler's own checks run after each event."""
+        Machine.steps["steps"] += 1
+        if hasattr(self, "bench"):
+            self.bench.balance()
+
     # Callers ----------------------------------------------------------------------------------------
 
     @precondition(lambda self: not self.shut and self.bench.refused is None)
@@ -83,6 +107,7 @@ class Machine(RuleBasedStateMachine):
         queue_timeout_s=st.sampled_from([None, None, 1.0, 2.0]),
         chunk=st.sampled_from([None, None, "chunk"]),
         count=st.sampled_from([1, 1, 2, 8]),
+        weight=st.sampled_from([1, 1, 1, 3]),
         ttl_s=st.sampled_from([None, 1.0]),
     )
     def submit(self, count: int, session: str | None, mode: str, setup: Any, **options: Any) -> None:
@@ -115,6 +140,7 @@ class Machine(RuleBasedStateMachine):
     @rule(count=st.integers(1, 3))
     def want(self, count: int) -> None:
         self.waiters.append(object())
+        self.bench.wants[self.waiters[-1]] = count
         self.inbox.append(m.WorkersWanted(count, self.waiters[-1]))
 
     @rule(pick=PICK)
@@ -127,11 +153,12 @@ class Machine(RuleBasedStateMachine):
     def recycle(self) -> None:
         self.inbox.append(m.RecycleRequested())
 
-    @rule(pick=PICK, cancel=st.booleans())
-    def shutdown(self, pick: int, cancel: bool) -> None:
+    @rule(pick=PICK, cancel=st.booleans(), bound_s=st.sampled_from([None, None, 0.0, 2.0]))
+    def shutdown(self, pick: int, cancel: bool, bound_s: float | None) -> None:
         if pick % 20 == 3:
             self.shut = True
-            self.inbox.append(m.ShutdownRequested(cancel))
+            end_at = None if bound_s is None else self.bench.now + bound_s
+            self.inbox.append(m.ShutdownRequested(cancel, end_at))
 
     @rule(pick=PICK, kill=st.booleans())
     def end(self, pick: int, kill: bool) -> None:
@@ -214,6 +241,81 @@ class Machine(RuleBasedStateMachine):
             while self.bench.read(process):
                 pass
 
+    @rule()
+    def rest(self) -> None:
+        """Everything that happens by itself happens: the way to deep states."""
+        self.deliver(len(self.inbox))
+        for _ in range(50):
+            for process in self.bench.living():
+                if not process.ready and not process.closed and process.condemned is None:
+                    self.bench.ready(process)
+            self.bench.run()
+            if not any(not p.ready and not p.closed and p.condemned is None for p in self.bench.living()):
+                return
+
+    @precondition(lambda self: not self.shut and self.bench.refused is None)
+    @rule(
+        session=st.sampled_from(["a", "b", "c"]),
+        mode=st.sampled_from(["strict", "strict", "hint", "fail_fast"]),
+        setup=st.sampled_from([(), (), (("one", None),)]),
+    )
+    def visit(self, session: str, mode: str, setup: Any) -> None:
+        """One call of a session, to its end."""
+        self.inbox.append(m.Submitted(self.bench.accept(session=session, affinity=mode, setup=setup)))
+        self.rest()
+
+    @precondition(lambda self: not self.shut and self.bench.refused is None)
+    @rule(
+        count=st.integers(4, 16),
+        answers=st.integers(2, 3),
+        session=st.sampled_from([None, None, "a"]),
+        timeout_s=st.sampled_from([None, 1.0]),
+        pick=PICK,
+    )
+    def burst(self, count: int, answers: int, session: str | None, timeout_s: float | None, pick: int) -> None:
+        """So many tiny calls of one map that some are sent ahead, to a worker that is left in the midst of them."""
+        self.rest()
+        for place in range(count):
+            whose = session if place % 3 == 2 else None
+            request = self.bench.accept(session=whose, chunk="map", timeout_s=timeout_s)
+            self.inbox.append(m.Submitted(request))
+        self.deliver(len(self.inbox))
+        process = self._pick([p for p in self._serving() if p.running or p.frames], pick)
+        for _ in range(answers):
+            if process is None or not (process.running or process.frames):
+                return
+            if process.running is not None or self.bench.begin(process) is not None:
+                process.finish()
+            while self.bench.read(process):
+                pass
+
+    @rule(pick=PICK, kind=st.sampled_from(["late", "cancel", "cancel_ahead", "crash", "garbage", "restart", "steal"]))
+    def trouble(self, pick: int, kind: str) -> None:
+        """Something goes wrong in the middle of a worker's work."""
+        bench = self.bench
+        process = self._pick([p for p in self._serving() if p.worker.sent and p.condemned is None], pick)
+        if process is None or (process.running is None and bench.begin(process) is None):
+            return
+        if kind == "late":
+            bench.advance(1.5)
+        elif kind in ("cancel", "cancel_ahead"):
+            request = process.worker.sent[0 if kind == "cancel" else pick % len(process.worker.sent)]
+            if request.future is not None and bench.cancel_future(request, running=True):
+                bench.hear_cancel(request)
+        elif kind == "crash":
+            bench.exit(process, signal=11)
+        elif kind == "restart":
+            bench.handle(m.RestartRequested(process.worker_id))
+        elif kind == "steal":
+            for other in self._serving():
+                while other is not process and (other.running or other.frames):
+                    if other.running is not None or bench.begin(other) is not None:
+                        other.finish()
+                    while bench.read(other):
+                        pass
+        else:
+            self._garble(process)
+
     @rule(pick=PICK)
     def crash(self, pick: int) -> None:
         process = self._pick([p for p in self.bench.living() if p.started], pick)
@@ -230,11 +332,15 @@ class Machine(RuleBasedStateMachine):
     def misbehave(self, pick: int) -> None:
         process = self._pick(self._serving(), pick)
         if process is not None and pick < 300:
-            while self.bench.read(process):
-                pass
-            # Nothing that such a worker writes is read any more.
-            process.closed = True
-            self.bench.handle(m.Misbehaved(process.worker_id, ValueError("garbage")))
+            self._garble(process)
+
+    def _garble(self, process: Process) -> None:
+        while self.bench.read(process):
+            pass
+        # Nothing that such a worker writes is read any more.
+        process.closed = True
+        self.bench.take_all_back(process)
+        self.bench.handle(m.Misbehaved(process.worker_id, ValueError("garbage")))
 
     @rule(pick=PICK)
     def close_pipe(self, pick: int) -> None:
@@ -250,6 +356,47 @@ class Machine(RuleBasedStateMachine):
         process = self._pick(self.bench.living(), pick)
         if process is not None:
             self.bench.handle(m.RssMeasured(process.worker_id, rss))
+
+    @rule(pick=PICK, kind=st.sampled_from(["Replied", "Ready", "StartFailed", "Skipped", "TakenBack", "RssMeasured"]))
+    def stray(self, pick: int, kind: str) -> None:
+        """What comes late, from a process that is gone, changes nothing."""
+        process = self._pick([p for p in self.bench.processes.values() if not p.alive], pick)
+        if process is not None and self.bench.scheduler.worker(process.worker_id) is None:
+            more = {"StartFailed": (ValueError("late"), True), "TakenBack": (1,), "RssMeasured": (9999,)}
+            self._nothing_follows(getattr(m, kind)(process.worker_id, *more.get(kind, ())))
+
+    @rule(pick=PICK)
+    def stray_end(self, pick: int) -> None:
+        """A second exit, a second end of the pipe and garbage of a process that is gone change nothing."""
+        process = self._pick([p for p in self.bench.processes.values() if not p.alive], pick)
+        if process is not None and self.bench.scheduler.worker(process.worker_id) is None:
+            self._nothing_follows(m.Exited(process.worker_id, 1))
+            self._nothing_follows(m.PipeClosed(process.worker_id))
+            self._nothing_follows(m.Misbehaved(process.worker_id, ValueError("late")))
+            self._nothing_follows(m.SpawnRefused(process.worker_id, ValueError("late")))
+            self._nothing_follows(m.RestartRequested(process.worker_id))
+
+    @rule(pick=PICK)
+    def twice(self, pick: int) -> None:
+        """A second handshake, a late failed start and a reply to nothing change nothing in a worker that serves."""
+        process = self._pick(self._serving(), pick)
+        if process is not None:
+            self._nothing_follows(m.Ready(process.worker_id, True, True), process)
+            self._nothing_follows(m.StartFailed(process.worker_id, ValueError("late"), True), process)
+            if not process.worker.sent:
+                self._nothing_follows(m.Replied(process.worker_id), process)
+
+    def _nothing_follows(self, event: object, process: Process | None = None) -> None:
+        before = self.bench.states(), None if process is None else process.worker.can_claim
+        assert [] == self.bench.handle(event), f"{event!r} has consequences"
+        assert before == (self.bench.states(), None if process is None else process.worker.can_claim)
+
+    @rule(pick=PICK)
+    def deaf(self, pick: int) -> None:
+        """A process that was ended is never seen to end while others serve: its slot stays taken."""
+        process = self._pick([p for p in self.bench.living() if p.condemned is not None], pick)
+        if process is not None and process.started and not process.condemned.kill and pick < 200:
+            self.inbox.append(m.EndRequested(True)) if self.shut else self.bench.advance(0.1)
 
     # Time -------------------------------------------------------------------------------------------
 
@@ -283,6 +430,8 @@ class Machine(RuleBasedStateMachine):
             assert request.future.end is not None, f"{request!r} never ended"
             assert m.RequestState.DONE is request.state
             assert bench.ends[request] + (request.future.end == "cancelled") >= 1
+        bench.balance()
+        assert 0 == bench.ledger.stats().running == bench.ledger.stats().queued
         assert len(self.waiters) == len(bench.notices)
 
     def settle(self) -> None:
@@ -307,17 +456,37 @@ class Machine(RuleBasedStateMachine):
             self.wait_for_deadline()
 
 
-def test_any_order_of_events() -> None:
-    """The invariants hold after each event, and a pool that is shut down closes with nothing left over."""
+def explore(examples: int, steps: int, number: int | None) -> None:
+    """Let hypothesis play so many games; with a seed, random ones."""
+
+    class Game(Machine):
+        pass
+
+    if number is not None:
+        seed(number)(Game)
     profile = settings(
-        max_examples=400 if LONG else 250,
-        stateful_step_count=70 if LONG else 40,
+        max_examples=examples,
+        stateful_step_count=steps,
         deadline=None,
-        derandomize=not LONG,
+        derandomize=number is None,
         database=None,
         print_blob=True,
         suppress_health_check=list(HealthCheck),
     )
+    run_state_machine_as_test(Game, settings=profile)
 
-    for _ in range(50 if LONG else 1):
-        run_state_machine_as_test(Machine, settings=profile)
+
+def test_any_order_of_events() -> None:
+    """The invariants hold after each event, and a pool that is shut down closes with nothing left over."""
+    if not LONG:
+        explore(500, 50, None)
+        return
+
+    began, rounds = time.monotonic(), 0
+    Machine.steps.clear()
+    while Machine.steps["steps"] < STEPS:
+        print(f"round {rounds}: SNAKEPIT_SEED={SEED + rounds}", flush=True)
+        explore(250, 100, SEED + rounds)
+        rounds += 1
+    took_s = time.monotonic() - began
+    print(f"{Machine.steps['steps']} steps in {rounds} rounds, {took_s:.0f} s, first seed {SEED}", flush=True)

@@ -277,6 +277,44 @@ def test_the_next_request_learns_of_the_loss() -> None:
     assert "ok" == outcome(third)
 
 
+def test_a_cancelled_request_hears_of_no_loss() -> None:
+    """A loss that only cancelled requests would have told is told to the next request."""
+    bench = Bench(2).up()
+    bench.submit("r0", session="s")
+    bench.run()
+    bench.exit(home(bench), code=0)
+    deaf = [bench.accept(f"r{number}", session="s") for number in (1, 2)]
+
+    # The callers cancel before the manager has seen the requests, and it sees the requests first.
+    assert all(bench.cancel_future(request) for request in deaf)
+    for request in deaf:
+        bench.handle(m.Submitted(request))
+    for request in deaf:
+        bench.hear_cancel(request)
+    told = bench.submit("r3", session="s")
+    anew = bench.submit("r4", session="s")
+    bench.run()
+
+    assert ["cancelled", "cancelled", "ok"] == [outcome(request) for request in (*deaf, anew)]
+    assert isinstance(told.future.error, SessionLost)
+
+
+def test_waiting_requests_that_were_cancelled_hear_of_no_loss() -> None:
+    """A worker is lost while all that waited for it have been cancelled: the next request learns of the loss."""
+    bench = Bench(2).up()
+    running, waiting = (bench.submit(command, session="s") for command in ("a", "b"))
+
+    assert bench.cancel_future(waiting)
+    bench.exit(home(bench), code=3)
+    bench.hear_cancel(waiting)
+    told = bench.submit("c", session="s")
+    anew = bench.submit("d", session="s")
+    bench.run()
+
+    assert ["WorkerDied", "NoneType", "SessionLost", "NoneType"] == errors([running, waiting, told, anew])
+    assert ["cancelled", "ok"] == [outcome(waiting), outcome(anew)]
+
+
 def test_a_time_out_loses_the_session_too() -> None:
     """A strict session whose running request times out is lost; that request gets its CommandTimeout."""
     bench = Bench(2).up()

@@ -420,6 +420,39 @@ def test_the_id_of_an_expired_session_is_free(store: SessionStore, clock: FakeCl
     assert 1 == store.stats().expired_total
 
 
+@pytest.mark.parametrize("quota", [None, 1000])
+def test_what_has_expired_is_swept_without_being_asked(
+    make_store: MakeStore, clock: FakeClock, quota: int | None
+) -> None:
+    """Nobody calls ``cleanup_expired``, and what has expired takes no room beyond a minute of new sessions (F38)."""
+    store = make_store(default_ttl_s=10, max_sessions=quota)
+    largest = 0
+    for n in range(600):
+        store.create(f"session {n}")
+        clock.advance(5)
+        with store._backend.transaction(write=False) as table:
+            largest = max(largest, table.sizes()[0])
+
+    assert largest <= 60 // 5 + 3
+    assert store.stats().expired_total >= 580
+
+
+def test_a_clock_that_was_set_back_does_not_put_off_the_sweep(make_store: MakeStore, clock: FakeClock) -> None:
+    """The next ``create`` sweeps when the time of the last sweep lies in the future."""
+    store = make_store(default_ttl_s=10)
+    store.create("late")
+    clock.advance(-900)
+    store.create("early", ttl_s=1)
+    clock.advance(5)
+    store.cleanup_expired()
+    store.create("expires", ttl_s=1)
+    clock.advance(60)
+
+    store.create("next")
+
+    assert 2 == store.stats().expired_total
+
+
 def test_delete_of_an_expired_session(store: SessionStore, clock: FakeClock) -> None:
     """Deleting what has expired finds nothing, yet counts it as expired."""
     store.create("a", ttl_s=10)
@@ -1473,6 +1506,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.sessions: dict[str, list[Any]] = {}
         self.globals: dict[str, list[Any]] = {}
         self.removed = 0
+        self.swept_at = -math.inf
 
     def teardown(self) -> None:
         self.store.close()
@@ -1488,6 +1522,11 @@ class StoreMachine(RuleBasedStateMachine):
         self.removed += swept
         return swept
 
+    def make_room(self, table: dict[str, list[Any]]) -> None:
+        if len(table) >= self.quota or self.clock.now >= self.swept_at + 60:
+            self.sweep()
+            self.swept_at = self.clock.now
+
     @rule(seconds=st.sampled_from([0.5, 3, 10, 25]))
     def advance(self, seconds: float) -> None:
         self.clock.advance(seconds)
@@ -1499,8 +1538,7 @@ class StoreMachine(RuleBasedStateMachine):
             expected = SessionExists
         else:
             self.removed += self.sessions.pop(name, None) is not None
-            if len(self.sessions) >= self.quota:
-                self.sweep()
+            self.make_room(self.sessions)
             if len(self.sessions) >= self.quota:
                 expected = SessionQuotaExceeded
 
@@ -1580,8 +1618,8 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(program=NAMES, value=VALUES, ttl_s=st.sampled_from([None, 5]))
     def store_global_program(self, program: str, value: Any, ttl_s: float | None) -> None:
-        if program not in self.globals and len(self.globals) >= self.quota:
-            self.sweep()
+        if program not in self.globals:
+            self.make_room(self.globals)
         if program not in self.globals and len(self.globals) >= self.quota:
             with pytest.raises(SessionQuotaExceeded):
                 self.store.store_global_program(program, value, ttl_s=ttl_s)

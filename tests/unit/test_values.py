@@ -169,10 +169,17 @@ def test_every_kind_of_bytes(raw: Any) -> None:
     assert (b"[1,null]", (("/args/1", b"abc"),)) == encode_value((1, raw), "/args")
 
 
-@pytest.mark.parametrize("path", ["/args/9", "/args/x", "/nothing/0", "/args/0/deep/er"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("/args/9", "/args/x", "/nothing/0", "/args/0/deep/er", "", "/", "args", "x/args/0"),
+        *("/args/-1", "/args/+0", "/args/00", "/args/0_0", "/args/\u0660", "/args/ 0", "/args/1", "/args"),
+        *("/a~", "/a~2", "/attachments/0/path"),
+    ],
+)
 def test_attachment_that_leads_nowhere(path: str) -> None:
-    """A pointer to no place in the message is an error, not a new member."""
-    message = {"args": [None], "attachments": [{"path": path, "kind": "bytes", "len": 1}]}
+    """A pointer to no place in the message, or to one that is not null, is an error, not a new member."""
+    message = {"args": [None, 3], "a~": None, "a~2": None, "attachments": [{"path": path, "kind": "bytes", "len": 1}]}
 
     with pytest.raises((LookupError, TypeError, ValueError)):
         insert_attachments(message, [b"x"])
