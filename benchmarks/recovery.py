@@ -38,6 +38,8 @@ from snakepit._supervision.spawn import start_process
 from snakepit._wire.callables import Preparation
 from snakepit.adapters import Adapter
 
+IDLE_S = 0.1
+"""Between the last answer and the kill; arbitrary."""
 LIMIT_S = 15.0
 """A pool that has not come back after that has not recovered; far above any figure here."""
 
@@ -68,6 +70,8 @@ class Meeting:
                 here.append(self._listener.accept()[0])
         finally:
             for connection in here:
+                # A byte, not only the end: a worker that was forked meanwhile holds the connection open too.
+                connection.sendall(b"x")
                 connection.close()
 
     def close(self) -> None:
@@ -112,10 +116,12 @@ class Contender:
             self.bare.append(bare_start(self._adapter()))
         self.new.append(peers.timed(self._one_answer))
         self._together()
+        # Idle for certain: where workers share locks, one that is killed right after its answer may hold one.
+        time.sleep(IDLE_S)
         os.kill(self._victim(), signal.SIGKILL)
         try:
             self.recovered.append(peers.timed(self._together))
-        except (TimeoutError, BrokenProcessPool):
+        except (TimeoutError, BrokenProcessPool, queue.Empty):
             self.failed += 1
             self._pool = self._make(self._workers)
 

@@ -47,11 +47,15 @@ def collapse(
     quietly(ledger.refuse_with, broken)
     quietly(watchdog.kill_all)
     _log.critical("pool %r: its manager failed", name, exc_info=error)
+    quietly(_tell_waiters, undone, scheduler, broken)
+    for request in ledger.pending():
+        quietly(settler.fail_all, [request], fresh(broken))
+    settler.settle()
+
+
+def _tell_waiters(undone: Iterable[object], scheduler: Scheduler, broken: PoolBroken) -> None:
     decided = (*undone, *scheduler.board.actions)
     waiters = [action.waiter for action in decided if isinstance(action, m.Notify)]
     waiters += [notice.waiter for notice in scheduler.give_up_waiters(broken)]
     for waiter in waiters:
         quietly(waiter.set_exception, fresh(broken))
-    for request in ledger.pending():
-        quietly(settler.fail_all, [request], fresh(broken))
-    settler.settle()

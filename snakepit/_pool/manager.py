@@ -388,11 +388,11 @@ class Manager:
 
     def _end(self) -> None:
         """Release everything; the watchdog ends once its last process is gone."""
-        self._watchdog.stop()
-        self._watchdog.join()
+        quietly(self._watchdog.stop)
+        quietly(self._watchdog.join)
         quietly(self._links.close)
         lifecycle = self._scheduler.lifecycle
-        self._ledger.publish((0, 0, 0, 0, lifecycle.restarts, lifecycle.recycled))
+        quietly(self._ledger.publish, (0, 0, 0, 0, lifecycle.restarts, lifecycle.recycled))
         for item in (*self._current, *self._posted, *self._inbox.close()):
             quietly(refuse_late, item, self._ledger.refusal())
         self._on_end(self)

@@ -32,6 +32,7 @@ class Ward:
             at what it left behind. inf: none.
         exited_at: Monotonic seconds when its exit was seen; inf: not yet.
         failure: Why its spawn counts as failed although there is a process, or None.
+        killed: ``{pid: start}`` of descendants that had left its group and got SIGKILL after its exit.
     """
 
     worker_id: str
@@ -43,6 +44,7 @@ class Ward:
     due_at: float = math.inf
     exited_at: float = math.inf
     failure: Exception | None = None
+    killed: dict[int, int] = attrs.field(factory=dict)
 
     @property
     def exited(self) -> bool:

@@ -20,7 +20,7 @@ PACKAGE = ROOT / "snakepit"
 DATA = {"demo_handlers", "bridges"}
 """Folders of the package that hold files for workers, not modules of the host."""
 
-NOT_SOURCES = {".git", "__pycache__", "_build", "build", "dist", "node_modules"}
+NOT_SOURCES = {".git", "__pycache__", "_build", "build", "corpus", "dist", "node_modules"}
 TEXT_SUFFIXES = {"", ".cfg", ".cjs", ".json", ".js", ".md", ".mjs", ".py", ".rb", ".sh", ".toml", ".txt"}
 
 

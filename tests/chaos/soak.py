@@ -240,7 +240,7 @@ class Soak:
     def _plant(self) -> None:
         """Leak what was asked for."""
         if "memory" in self._plants:
-            self._planted.append(bytearray(b"x") * (1 << 20))
+            self._planted.append(bytearray(b"x") * (8 << 20))
         if "objects" in self._plants:
             self._planted.append([[] for _ in range(5000)])
         if "fds" in self._plants:

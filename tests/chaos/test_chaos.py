@@ -22,4 +22,4 @@ def test_pools_under_fire_lose_nothing(node: str, tmp_path: Path) -> None:
     # A run in which nothing happened would show nothing.
     assert set(KINDS) == {numbers["name"].split("-")[0] for numbers in outcome.eras if numbers["completed"]}
     assert sum(outcome.numbers["faults"].values()) > 0
-    assert outcome.numbers["runs written down by workers"] >= outcome.numbers["completed"] - 1000 * len(KINDS)
+    assert 0 < outcome.numbers["completed"] <= outcome.numbers["runs written down by workers"]

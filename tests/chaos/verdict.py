@@ -42,6 +42,10 @@ NEVER_RAN = frozenset(
 RAN_ONCE = frozenset(("completed", "CommandError", "ResultError"))
 """Ends of a request whose handler must have run exactly once."""
 
+CUT_SHORT = frozenset(("CommandTimeout", "cancelled", "ProtocolError"))
+"""Ends that are told before the process has ended, which may even begin the request in its last moment: its
+session's next one, elsewhere, waits for the end of the future and not for that."""
+
 Finding = tuple[str, str]
 """(a key of ROWS, what was seen)."""
 
@@ -162,12 +166,15 @@ def check_sessions(sessions: Iterable[SessionBook], runs: list[Run]) -> list[Fin
         if session.mode == "hint":
             continue
         found += _check_incarnations(session, run_of)
-        last: tuple[int, str] | None = None
+        last: Record | None = None
         for call in session.calls:
-            ran = [(place[rid], rid) for rid in call.record.rids if rid in place]
-            if ran and last is not None and ran[0] < last:
-                found.append(("wrong_order", f"{session.session_id}: {ran[0][1]} ran before {last[1]}"))
-            last = max([*ran, last] if last is not None else ran, default=None)
+            rid = call.record.rids[0]
+            if rid not in place or call.record.end in CUT_SHORT:
+                continue
+            if last is not None and place[rid] < place[last.rids[0]]:
+                what = f"{session.session_id} ({session.mode}, {session.steps} set-up steps)"
+                found.append(("wrong_order", f"{what}: {call.record!r} ran before {last!r}"))
+            last = call.record
     return found
 
 

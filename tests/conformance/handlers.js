@@ -94,7 +94,7 @@ exports.write_fd_1 = ({ line }) => {
 exports.child_reads_stdin = () => spawnSync('cat', { stdio: ['inherit', 'pipe', 'inherit'] }).stdout.toString();
 
 exports.child_sees = () => {
-  const script = 'ls -l /proc/self/fd | grep -c pipe: ; env | grep -c ^SNAKEPIT_';
+  const script = 'ls -l /proc/self/fd | grep -c pipe: ; env | grep -c "^SNAKEPIT_.*FD"';
   return spawnSync('sh', ['-c', script], { stdio: ['ignore', 'pipe', 'inherit'] }).stdout.toString().split(/\s+/).filter(Boolean);
 };
 

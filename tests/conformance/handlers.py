@@ -139,7 +139,7 @@ def child_reads_stdin():
 
 @command
 def child_sees():
-    script = "ls -l /proc/self/fd | grep -c pipe: ; env | grep -c ^SNAKEPIT_"
+    script = "ls -l /proc/self/fd | grep -c pipe: ; env | grep -c '^SNAKEPIT_.*FD'"
     done = subprocess.run(["sh", "-c", script], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, check=False)
     return done.stdout.decode().split()
 

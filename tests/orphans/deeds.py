@@ -29,7 +29,10 @@ def act(deed: str, folder: str) -> int:
         family["bare"] = subprocess.Popen(GRANDCHILD, env={"PATH": os.environ["PATH"]}).pid
         family["vanished"] = subprocess.Popen(GRANDCHILD, env={"PATH": os.environ["PATH"]}, start_new_session=True).pid
     tell(folder, {"worker": os.getpid(), **family})
-    DEEDS[deed.removeprefix("bare_")]()
+    if deed.endswith("draining"):
+        be_stubborn(os.path.join(folder, f"{os.getpid()}.leaving"))
+    else:
+        DEEDS[deed.removeprefix("bare_")]()
     return os.getpid()
 
 
@@ -62,10 +65,16 @@ def stop() -> None:
     os.kill(os.getpid(), signal.SIGSTOP)
 
 
-def be_stubborn() -> None:
+def be_stubborn(note: str) -> None:
     """Ignore SIGTERM, and from the end of the requests on stay in an exit handler that holds everything up."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    atexit.register(c_call)
+    atexit.register(leave_slowly, note)
+
+
+def leave_slowly(note: str) -> None:
+    """Leave a note, and hold everything up."""
+    with open(note, "w"):
+        c_call()
 
 
 def be_idle() -> None:
@@ -78,5 +87,4 @@ DEEDS = {
     "loop": loop,
     "c_call": c_call,
     "stopped": stop,
-    "draining": be_stubborn,
 }

@@ -26,11 +26,15 @@ from integration import scripts
 
 from leaks import wait_until
 
-__all__ = ("ORPHANS_LIMIT_S", "Figures", "Host", "Terminal", "all_gone")
+__all__ = ("LONG_S", "ORPHANS_LIMIT_S", "QUICK_S", "Figures", "Host", "Terminal", "all_gone")
 
 ORPHANS_LIMIT_S = 2.0
 """How long anything of a host may outlive it; the promise of the documentation."""
 BOUND_S = scripts.BOUND_S
+QUICK_S = 0.2
+"""The graces where the pool ends its workers itself."""
+LONG_S = 60.0
+"""The graces where something else has to end them."""
 
 PROGRAM = "from orphans.host import main\nmain()\n"
 
@@ -147,7 +151,7 @@ class Host:
         *,
         switches: tuple[str, ...] = (),
         deed: str = "",
-        grace_s: float = 60.0,
+        grace_s: float = LONG_S,
         terminal: bool = False,
         daemonize: bool = False,
         nested: bool = False,
@@ -176,7 +180,8 @@ class Host:
         self._control = self._start(plan, options)
         self._lines = self._control.makefile("r")
         try:
-            self._take_stock(phase)
+            # With a short grace it may be killed before; with the pipes in another process it sees no end.
+            self._take_stock(phase, leaves=grace_s > QUICK_S and sibling != "c_fork")
         except BaseException:
             self.close()
             raise
@@ -210,7 +215,7 @@ class Host:
         ours.settimeout(BOUND_S)
         return ours
 
-    def _take_stock(self, phase: str) -> None:
+    def _take_stock(self, phase: str, leaves: bool) -> None:
         self._know(outermost=self.process.pid)
         message = self.hear()
         if "exiting" in message:
@@ -235,6 +240,9 @@ class Host:
         if phase == "draining":
             self.go_on()
             assert {"draining": True} == self.hear()
+            if leaves:
+                leaving = self._notes / f"{self.busy}.leaving"
+                wait_until(leaving.exists, BOUND_S, f"worker {self.busy} has seen the end of its requests")
 
     def _read_notes(self, count: int) -> list[dict[str, int]]:
         notes = [json.loads(path.read_text()) for path in sorted(self._notes.glob("*.json"))]

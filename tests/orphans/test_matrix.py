@@ -8,12 +8,7 @@ from collections.abc import Callable
 import pytest
 from orphans import cells
 from orphans.cells import Cell
-from orphans.driver import Figures, Host
-
-QUICK_S = 0.2
-"""The graces where the pool ends its workers itself."""
-LONG_S = 60.0
-"""The graces where something else has to end them."""
+from orphans.driver import LONG_S, QUICK_S, Figures, Host
 
 IN_THE_SUITE = [Cell(*row) for row in cells.pairwise(cells.FACTORS)]
 THE_REST = [cell for cell in cells.full_product() if cell not in set(IN_THE_SUITE)]

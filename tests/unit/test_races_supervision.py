@@ -99,7 +99,7 @@ HOST = textwrap.dedent(
     if {token_only}:
         spawn.find_setpriv = lambda: None
     # A worker that does not care for the end of its pipes.
-    SnakepitExecutor(CommandAdapter([sys.executable, "-c", "import time; time.sleep(600)"]), 1)
+    SnakepitExecutor(CommandAdapter([sys.executable, "-c", "import signal; signal.pause()"]), 1)
     threading.Event().wait()
     """
 )

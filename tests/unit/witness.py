@@ -6,6 +6,7 @@ noticed although the scheduler's state looks well.  The counters are the real le
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import Counter, deque
 from typing import Any
@@ -64,7 +65,7 @@ class Witness(Bench):
         self.steps_begun: Counter[tuple[str, Session]] = Counter()
         self.holds: dict[tuple[str, str], Session] = {}
         self._taken: deque[m.TakenBack] = deque()
-        self._event: object = None
+        self.end_at = math.inf
         self._good = True
 
     # Callers ----------------------------------------------------------------------------------------
@@ -92,7 +93,8 @@ class Witness(Bench):
         board, rules = self.board, self.scheduler.rules
         if isinstance(event, m.Submitted):
             self.unheard.discard(event.request)
-        self._event = event
+        elif isinstance(event, m.ShutdownRequested) and event.end_at is not None:
+            self.end_at = min(self.end_at, event.end_at)
         self._keep_books(event)
         queue = board.queue.requests()
         wanted = max(self.scheduler.lifecycle.wanted, getattr(event, "count", 0))
@@ -215,7 +217,11 @@ class Witness(Bench):
     def _judge_end(self, action: m.Condemn, homes: dict[Session, Worker]) -> None:
         worker, table = action.worker, self.scheduler.rules.table.values()
         held = [s for s, home in homes.items() if home is worker and s in table]
-        if action.reason is ExitReason.IDLE:
+        if action.reason is ExitReason.HEALTH:
+            checks = [request for request in worker.sent if request.kind is RequestKind.PING]
+            assert checks, f"{worker!r} has answered its check"
+            assert self.now >= checks[0].sent_at + self.config.health_check_timeout_s, f"{worker!r} had time left"
+        elif action.reason is ExitReason.IDLE:
             assert not held, f"{worker!r} was shrunk away with {held[0].session_id}"
             assert self.board.workers.live >= self.board.min_workers, "shrunk below the floor"
         elif action.reason in PLANNED and worker in self.retired_at and self.scheduler.state is PoolState.OPEN:
@@ -231,6 +237,8 @@ class Witness(Bench):
     def judge_deadlines(self) -> None:
         """Nothing goes on beyond its time."""
         now, config = self.now, self.config
+        if now >= self.end_at:
+            assert not self.board.workers.live, "the pool's time is over"
         for request in self.scheduler.dispatcher.waiting():
             assert request.queue_deadline is None or request.queue_deadline > now, f"{request!r} waits too long"
         for worker in self.board.workers.by_id.values():
@@ -249,7 +257,8 @@ class Witness(Bench):
             assert worker.expires_at is None or worker.expires_at > now, f"{worker!r} is too old"
         for session in self.scheduler.rules.table.values():
             if not (session.unsettled or session.blocked):
-                assert session.last_used + session.ttl_s > now, f"{session.session_id} has expired"
+                # One that waited for its predecessor's end is idle from that end on.
+                assert now < session.timer[0] <= now + session.ttl_s, f"{session.session_id} has expired"
 
     # Actions ----------------------------------------------------------------------------------------
 
@@ -259,6 +268,8 @@ class Witness(Bench):
         assert action.count > 0, "an empty take-back"
         count = min(action.count, process.tokens)
         process.tokens -= count
+        sent = list(action.worker.sent)
+        self.ledger.put_back(sent[len(sent) - count :])
         self._taken.append(m.TakenBack(process.worker_id, count))
 
     def take_all_back(self, process: Process) -> None:
@@ -382,7 +393,10 @@ class Witness(Bench):
         ended = stats.completed + stats.errors + stats.cancelled + stats.queue_timeouts + stats.command_timeouts
         assert stats.requests == ended + stats.queued + stats.running == sum(r.weight for r in self.requests)
         for process in self.living():
-            assert process.condemned is None or not process.tokens, "left to a worker that is being ended"
+            if process.condemned is not None and process.alive:
+                # The oldest counts as begun, whether or not the process has taken its token by then.
+                oldest = [r for r, claims in process.frames if claims and r.state is m.RequestState.DONE]
+                assert process.tokens <= len(oldest), "work is left to a worker that is being ended"
         alive = [r for r in self.requests if r.future.end is None]
         running = {r for w in self.board.workers.by_id.values() for r in list(w.sent)[:1] if r in alive}
         ahead = {r for w in self.board.workers.by_id.values() for r in list(w.sent)[1:] if r in alive}

@@ -34,7 +34,10 @@ class Bridge
     when 'stopped' then Process.kill('STOP', Process.pid)
     when 'draining'
       Signal.trap('TERM', 'IGNORE')
-      at_exit { SLEEP.call(AT_MOST_S) }
+      at_exit do
+        File.write(File.join(args['folder'], "#{Process.pid}.leaving"), '')
+        SLEEP.call(AT_MOST_S)
+      end
     end
     Process.pid
   end

@@ -30,16 +30,19 @@ const deeds = {
   },
   c_call: block,
   stopped: () => process.kill(process.pid, 'SIGSTOP'),
-  draining: () => {
+  draining: (folder) => {
     process.on('SIGTERM', () => {});
-    process.on('exit', block);
+    process.on('exit', () => {
+      fs.writeFileSync(path.join(folder, `${process.pid}.leaving`), '');
+      block();
+    });
     return process.pid;
   },
 };
 
 exports.act = ({ deed, folder }) => {
   foundFamily(folder, deed.startsWith('bare_'));
-  return deeds[deed.replace('bare_', '')]();
+  return deeds[deed.replace('bare_', '')](folder);
 };
 
 exports.onStart = async (args) => {
