@@ -84,10 +84,9 @@ random: $(VENV)/.installed-dev ## The suites in a random order; its seed is prin
 fuzz: $(VENV)/.installed-dev ## The scheduler's state machine, 200,000 steps; again: SNAKEPIT_SEED=...
 	SNAKEPIT_LONG=1 $(PYTEST) --timeout=0 -o faulthandler_timeout=0 -s tests/unit/test_scheduler_machine.py $(ARGS)
 
-SECONDS ?= 60
 .PHONY: fuzz-wire
 fuzz-wire: $(VENV)/.installed-dev ## Coverage-guided fuzzing of the codec for SECONDS (60)
-	$(BIN)/python tests/fuzz/fuzz_wire.py $(SECONDS) $(ARGS)
+	$(BIN)/python tests/fuzz/fuzz_wire.py $(or $(SECONDS),60) $(ARGS)
 
 ROUNDS ?= 10
 STRESS := $(addprefix tests/unit/test_,inbox.py ledger.py watchdog.py) $(wildcard tests/unit/test_races*.py tests/integration/test_races*.py) \
@@ -97,7 +96,7 @@ stress: $(VENV)/.installed-dev ## The concurrency tests ROUNDS (10) times, four 
 	@$(BIN)/python tests/burner.py & burner=$$!; trap 'kill $$burner' EXIT; failed=; \
 	for round in $$(seq $(ROUNDS)); do \
 	  echo "== round $$round of $(ROUNDS)"; \
-	  $(PYTEST) -p randomly -n 4 -q $(STRESS) $(ARGS) || failed="$$failed $$round"; \
+	  $(PYTEST) -p randomly -n 4 $(STRESS) $(ARGS) || failed="$$failed $$round"; \
 	done; \
 	if [ -n "$$failed" ]; then echo "failed in round$$failed"; exit 1; fi
 

@@ -73,7 +73,8 @@ class PoolConfig:
         restart_backoff_factor: Growth of that delay per further failure, >= 1.
         restart_backoff_cap_s: Longest such delay, before it is varied.
         restart_backoff_jitter: Share by which a delay varies both ways, 0 to 1.
-        restart_budget: Consecutive failed starts after which the pool is broken, >= 1.
+        restart_budget: Consecutive failed starts after which the pool is broken, >= 1.  A worker that ends unasked
+            before it was given anything failed to start, unless it has been ready for ``restart_backoff_cap_s``.
         max_frame_bytes: Longest frame either way, 1 KiB to below 128 MiB.
         max_message_bytes: Longest message with its attachments.
         max_queued_bytes: Encoded requests that may wait; beyond it callables are pickled at their turn.

@@ -278,7 +278,9 @@ class Lifecycle(Upkeep):
         )
         unasked = reason not in EXPECTED_EXITS and reason is not ExitReason.BROKEN
         delay_s = 0.0
-        if unasked and not worker.used:
+        if worker.ready_at is not None and board.now - worker.ready_at >= board.config.restart_backoff_cap_s:
+            self.proven(worker)
+        if unasked and not worker.used and not worker.proven:
             worker.start_error = self._start_error(worker, event, tail)
             delay_s = self.policy.failed(worker.slot, worker.start_error)
         self._free(worker.slot, reason, delay_s)

@@ -15,9 +15,9 @@ __all__ = ("RestartPolicy",)
 class RestartPolicy:
     """Exponential back-off per slot, and one budget of consecutive failed starts for the pool.
 
-    A start has failed when the process ended before a valid handshake, or idle before it ever
-    answered anything else.  A worker that has answered is proven: its death costs no budget and its
-    slot is filled again at once.
+    A start has failed when the process ended before a valid handshake, or within the longest back-off after
+    it without having been given anything.  A worker that has answered, or idled for longer, is proven: its
+    death costs no budget and its slot is filled again at once.
 
     Args:
         first_s: Delay after the first failed start, > 0.

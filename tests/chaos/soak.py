@@ -232,7 +232,8 @@ class Soak:
     def _kill_one(self) -> None:
         pool = self._rng.choice(list(self._pools.values()))
         choice = self._rng.random()
-        workers = pool.workers()
+        # One that has served: the death of one that never did is a failed start, and five in a row break a pool.
+        workers = [info for info in pool.workers() if info.requests]
         if workers:
             pid = workers[int(choice * len(workers))].pid
             self._kills += pid is not None and send(pid, signal.SIGKILL)

@@ -41,9 +41,10 @@ def test_corpus(path: Path) -> None:
 
 def test_a_run_of_the_fuzzer(tmp_path: Path) -> None:
     """The fuzzer finds nothing in its time, within its memory, and has really run."""
-    done = fuzz(str(SECONDS), keep=tmp_path)
+    done = fuzz(str(SECONDS), "--seed", "1", keep=tmp_path)
 
-    assert 0 == done.returncode, done.stderr[-4000:]
+    failed = {path.name: path.read_bytes() for path in tmp_path.glob("crash-*")}
+    assert 0 == done.returncode, f"{failed}\n{done.stdout[-4000:]}\n{done.stderr[-2000:]}"
     runs = re.search(r"Done (\d+) runs", done.stderr)
     assert runs is not None and int(runs[1]) > 10 * SECONDS, done.stderr[-1000:]
     if WITHOUT_COVERAGE in done.stderr:

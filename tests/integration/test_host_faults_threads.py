@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
@@ -89,7 +90,8 @@ class Scene:
         elif what == "reply":
             self.gates[0].open()
         elif what == "death":
-            os.kill(self.pids[0], signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # the failure provoked before has ended it already
+                os.kill(self.pids[0], signal.SIGKILL)
         elif what == "cancel":
             self.futures[-2].cancel()
         elif what == "cancel running":

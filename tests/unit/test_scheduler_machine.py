@@ -157,9 +157,16 @@ class Machine(RuleBasedStateMachine):
     @rule(pick=PICK, cancel=st.booleans(), bound_s=st.sampled_from([None, None, 0.0, 2.0]))
     def shutdown(self, pick: int, cancel: bool, bound_s: float | None) -> None:
         if pick % 20 == 3:
-            self.shut = True
             end_at = None if bound_s is None else self.bench.now + bound_s
+            if end_at is not None and not self.shut and self.bench.refused is None:
+                # Somebody still runs when the time is over.
+                self.inbox.extend(m.Submitted(self.bench.accept()) for _ in range(3))
+                self.deliver(len(self.inbox))
+            self.shut = True
             self.inbox.append(m.ShutdownRequested(cancel, end_at))
+            if end_at is not None and pick % 40 == 3:
+                self.deliver(len(self.inbox))
+                self.bench.advance(bound_s + 0.5)
 
     @rule(pick=PICK, kill=st.booleans())
     def end(self, pick: int, kill: bool) -> None:

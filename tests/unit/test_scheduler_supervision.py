@@ -113,6 +113,22 @@ def spend(bench: Bench) -> None:
     raise AssertionError("the budget is never spent")
 
 
+def test_a_worker_that_idled_for_long_had_started() -> None:
+    """Deaths of workers that nobody needed break no pool, however many, once they were ready for the longest pause."""
+    bench = Bench(restart_budget=2, restart_backoff_cap_s=10.0).up()
+
+    for _ in range(5):
+        bench.advance(10.0)
+        bench.exit(next(process for process in bench.processes.values() if process.alive), signal=9)
+        bench.ready_all()
+    assert (PoolState.OPEN, 0) == (bench.scheduler.board.state, bench.scheduler.lifecycle.policy.failures)
+
+    bench.advance(9.0)
+    bench.exit(next(process for process in bench.processes.values() if process.alive), signal=9)
+
+    assert 1 == bench.scheduler.lifecycle.policy.failures
+
+
 def test_a_pool_is_healed_and_breaks_again_and_is_healed() -> None:
     """Each recycle() gives a full budget; what comes while the pool is broken fails, and what comes after serves."""
     bench = Bench(2, restart_budget=3).start()

@@ -230,6 +230,10 @@ class Witness(Bench):
 
     # Time -------------------------------------------------------------------------------------------
 
+    def advance(self, seconds: float) -> None:
+        super().advance(seconds)
+        self.judge_deadlines()
+
     def pass_deadlines(self) -> None:
         super().pass_deadlines()
         self.judge_deadlines()
