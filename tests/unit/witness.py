@@ -57,6 +57,7 @@ class Witness(Bench):
         self.served: set[str] = set()
         self.reasons: dict[str, ExitReason] = {}
         self.answered: set[str] = set()
+        self.ready_at: dict[str, float] = {}
         self.retired_at: dict[Worker, float] = {}
         self.last_begun: dict[Session, int] = {}
         self.lost_until: dict[Session, int] = {}
@@ -116,6 +117,14 @@ class Witness(Bench):
 
     def _keep_books(self, event: object) -> None:
         worker = self.scheduler.worker(getattr(event, "worker_id", ""))
+        if worker is not None and isinstance(event, m.Ready) and worker.state is WorkerState.STARTING:
+            self.ready_at[worker.worker_id] = self.now
+        if worker is not None and isinstance(event, m.Exited) and worker.worker_id not in self.answered:
+            idled_s = self.now - self.ready_at.get(worker.worker_id, math.inf)
+            if idled_s >= self.config.restart_backoff_cap_s:
+                # Ready for that long, it had started, whatever it was given.
+                self.answered.add(worker.worker_id)
+                self.failures = self.slot_failures[worker.slot] = 0
         if worker is None:
             if isinstance(event, m.RecycleRequested) and self.scheduler.state is PoolState.BROKEN:
                 self.failures = 0
@@ -126,7 +135,7 @@ class Witness(Bench):
             self.failures = self.slot_failures[worker.slot] = 0
         elif (
             isinstance(event, (m.Exited, m.SpawnRefused))
-            and worker.worker_id not in self.served
+            and worker.worker_id not in self.served | self.answered
             and self.reasons.get(worker.worker_id) not in UNCOUNTED
         ):
             self.failures += 1
