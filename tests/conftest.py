@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,6 +28,9 @@ hypothesis.settings.load_profile("snakepit")
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # Run in the background of a shell without job control; the programs of the tests would inherit it.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     config.stash[missing_runtimes] = set()
 
 
