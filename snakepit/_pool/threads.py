@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from typing import Any
 
 __all__ = ("PatientThread",)
 
@@ -13,8 +14,8 @@ class PatientThread(threading.Thread):
     # RACE: 1. the main thread waits in `Thread.join`, 2. Ctrl-C raises there.  CPython up to 3.12 then takes the
     # thread for stopped, and the next `join` returns while it still runs (python/cpython#90882).  An event has
     # no such memory (tests/orphans/test_ctrl_c.py::test_the_block_ends_after_its_workers).
-    def __init__(self, *args: object, **kwargs: object) -> None:
-        super().__init__(*args, **kwargs)  # type: ignore[arg-type]
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
         self._ended = threading.Event()
 
     def run(self) -> None:
