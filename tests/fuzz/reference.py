@@ -84,8 +84,7 @@ def _parse(payload: bytes) -> dict[str, Any]:
         raise Refused("no UTF-8") from None
     unsure = _depth(text) > DEEP or re.search(f"[0-9]{{{MANY_DIGITS}}}", text) is not None
     try:
-        message = json.loads(text, parse_constant=_no_constant, parse_float=_finite)
-        _no_surrogates(message)
+        message = json.loads(text, parse_constant=_no_constant, parse_float=_finite, object_pairs_hook=_object)
     except (ValueError, RecursionError) as error:
         raise Refused(str(error), unsure) from None
     if type(message) is not dict:
@@ -118,15 +117,17 @@ def _finite(text: str) -> float:
     return number
 
 
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Check every member, also one that a later member of the same name replaces."""
+    _no_surrogates(pairs)
+    return dict(pairs)
+
+
 def _no_surrogates(value: Any) -> None:
     if isinstance(value, str):
         value.encode("utf-8")
-    elif isinstance(value, list):
+    elif isinstance(value, (list, tuple)):
         for item in value:
-            _no_surrogates(item)
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            _no_surrogates(key)
             _no_surrogates(item)
 
 
