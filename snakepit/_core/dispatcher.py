@@ -267,21 +267,27 @@ class Dispatcher:
 
     # Replies ----------------------------------------------------------------------------------------
 
-    def replied(self, worker: Worker, error: BaseException | None) -> None:
-        """Take the oldest request, which was answered, out of a worker's pipe."""
+    def replied(self, worker: Worker, count: int, error: BaseException | None) -> None:
+        """Take the oldest requests, which were answered, out of a worker's pipe."""
         board = self._board
-        request = worker.sent.popleft()
         worker.recalling = False
-        if request.kind is RequestKind.USER:
-            worker.requests += request.weight
-            assert request.started_at is not None
-            self._estimate(worker, board.now - request.started_at)
-        if request.state is RequestState.SENT:
-            self._rules.end(request)
+        oldest = worker.sent[0]
+        if oldest.kind is RequestKind.USER:
+            assert oldest.started_at is not None
+            self._estimate(worker, (board.now - oldest.started_at) / count)
+        for _ in range(count):
+            request = worker.sent.popleft()
             if request.kind is RequestKind.USER:
-                board.act(Resolve(request))
-            elif request.kind is RequestKind.SETUP:
-                self._rules.setup_replied(request, error)
+                worker.requests += request.weight
+                if request.started_at is None:
+                    # Answered together with the one before it, which it ran after.
+                    request.started_at = board.now
+            if request.state is RequestState.SENT:
+                self._rules.end(request)
+                if request.kind is RequestKind.USER:
+                    board.act(Resolve(request))
+                elif request.kind is RequestKind.SETUP:
+                    self._rules.setup_replied(request, error)
         if worker.sent:
             board.begin(worker, worker.sent[0])
 

@@ -56,9 +56,13 @@ __all__ = (
 # Those on every request's way are not frozen: that would make them twice as dear.
 
 
-@attrs.define(eq=False)
 class Submitted:
-    request: Request
+    """Requests were accepted, in this order."""
+
+    __slots__ = ("requests",)
+
+    def __init__(self, *requests: Request) -> None:
+        self.requests = requests
 
 
 @attrs.frozen(eq=False)
@@ -104,10 +108,14 @@ class SpawnRefused:
 
 @attrs.define(eq=False)
 class Replied:
-    """The worker answered its oldest request. ``failed``: the reply is an error."""
+    """The worker answered its ``count`` oldest requests, several at once only of users who still wait.
+
+    ``error``: what a single one was answered with instead of a result.
+    """
 
     worker_id: str
     error: BaseException | None = None
+    count: int = 1
 
 
 @attrs.frozen

@@ -30,7 +30,7 @@ from .board import Board, fresh
 from .dispatcher import Dispatcher
 from .invariants import check_invariants
 from .lifecycle import Lifecycle
-from .model import Action, ExitReason, Outcome, PoolState, RequestKind, RequestState, Worker, WorkerState
+from .model import Action, ExitReason, Outcome, PoolState, Request, RequestKind, RequestState, Worker, WorkerState
 from .session_rules import SessionRules
 from .upkeep import Alarm
 
@@ -156,9 +156,12 @@ class Scheduler:
     # Requests ---------------------------------------------------------------------------------------
 
     def _submitted(self, event: m.Submitted) -> None:
-        request, board = event.request, self.board
-        if request.state is RequestState.DONE:
-            return
+        for request in event.requests:
+            if request.state is not RequestState.DONE:
+                self._enqueue(request)
+
+    def _enqueue(self, request: Request) -> None:
+        board = self.board
         if board.broken_by is not None or board.state is PoolState.CLOSED:
             error = board.broken_by or PoolBroken(f"the pool is closed ({board.numbers()})")
             self.rules.fail(request, fresh(error))
@@ -182,7 +185,7 @@ class Scheduler:
         if worker is None or not worker.sent:
             return
         self.lifecycle.proven(worker)
-        self.dispatcher.replied(worker, event.error)
+        self.dispatcher.replied(worker, event.count, event.error)
         if worker.state is WorkerState.CONDEMNED:
             return
         if worker.sent and worker.sent[0].state is RequestState.DONE:

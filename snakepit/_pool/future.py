@@ -6,7 +6,7 @@ Lives on callers' threads; settled by the manager's thread.
 from __future__ import annotations
 
 import threading
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 from concurrent.futures._base import (
     CANCELLED,
     CANCELLED_AND_NOTIFIED,
@@ -21,9 +21,15 @@ from .ledger import Ledger
 
 __all__ = ("SnakepitFuture",)
 
+_ENDED = frozenset((CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED))
+
 
 class SnakepitFuture(Future[Any]):
     """A ``concurrent.futures.Future`` whose running work can be ended.
+
+    A stock future makes a condition and two lists, of which most need none: they are 1.4 of its 1.6 kB, and
+    most of the time it takes to make one.  Here they are made when somebody first waits, asks to be called
+    back, or hands the future to ``wait``, ``as_completed`` or ``asyncio.wrap_future``.
 
     Args:
         ledger: Of the pool; decides who settles the request.
@@ -31,16 +37,67 @@ class SnakepitFuture(Future[Any]):
 
     # INVARIANT: `_request` is None once the future is settled: the request refers to the future, and
     # without the cycle both are freed as soon as their holders let go.
-    def __init__(self, ledger: Ledger) -> None:
-        super().__init__()
+    # LOCK: until `_watched` the ledger's lock protects the state, from then on the condition does; `_watched` is
+    # set under the ledger's lock, once, with the condition.
+    # RACE: 1. a caller looks for the condition to wait for the end, 2. the manager ends the future, which nobody
+    # watches yet.  The condition is made under the lock under which the end is written, so whoever waits either
+    # is notified or finds the end (tests/unit/test_future.py::test_a_condition_made_at_the_moment_of_the_end).
+    __slots__ = (
+        "_condition",
+        "_done_callbacks",
+        "_exception",
+        "_ledger",
+        "_pid",
+        "_request",
+        "_result",
+        "_state",
+        "_waiters",
+        "_watched",
+    )
+
+    def __init__(self, ledger: Ledger, request: Request | None = None) -> None:
+        # Not Future.__init__: it makes what is made on demand here.
         self._ledger = ledger
-        self._request: Request | None = None
+        self._request = request
+        self._state = PENDING
+        self._result = None
+        self._exception = None
         self._pid: int | None = None
+        self._watched = False
+
+    def __getattr__(self, name: str) -> Any:
+        """Make what the base class expects to be there when somebody first asks for it."""
+        if name == "_condition":
+            with self._ledger.lock:
+                self._watched = True
+                try:
+                    return object.__getattribute__(self, name)
+                except AttributeError:
+                    condition = self._condition = threading.Condition()
+                    return condition
+        if name in ("_waiters", "_done_callbacks"):
+            # Asked for with the condition held.
+            made: list[Any] = []
+            setattr(self, name, made)
+            return made
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     @property
     def pid(self) -> int | None:
         """Process id of the worker that runs or ran the request; None before it was sent to one."""
         return self._pid
+
+    def done(self) -> bool:
+        """Return True when the future has a result or an exception, or was cancelled."""
+        return self._state in _ENDED
+
+    def running(self) -> bool:
+        """Return True while the request is with a worker."""
+        return self._state == RUNNING
+
+    def cancelled(self) -> bool:
+        """Return True when the future was cancelled."""
+        return self._state in (CANCELLED, CANCELLED_AND_NOTIFIED)
 
     def cancel(self, running: bool = False) -> bool:
         """Cancel the request.
@@ -51,20 +108,18 @@ class SnakepitFuture(Future[Any]):
         Returns:
             True when the future is cancelled; then a request that was queued never runs.
         """
+        if self._state in _ENDED:
+            return self._state != FINISHED
         request = self._request
         with self._condition:
-            if self._state in (CANCELLED, CANCELLED_AND_NOTIFIED):
-                return True
-            if self._state == FINISHED or (self._state == RUNNING and not running):
+            if self._state in _ENDED:
+                return self._state != FINISHED
+            if self._state == RUNNING and not running:
                 return False
             # LOCK: the future's condition, then the ledger's lock; nobody takes them the other way round.
             if request is not None and not self._ledger.cancel_locked_future(request):
                 return False
-            self._state = CANCELLED_AND_NOTIFIED
-            for waiter in self._waiters:
-                waiter.add_cancelled(self)
-            self._request = None
-            self._condition.notify_all()
+            self._end_cancelled()
         if request is not None:
             self._ledger.after_cancel(request)
         self._invoke_callbacks()  # type: ignore[attr-defined]  # missing in typeshed
@@ -72,35 +127,62 @@ class SnakepitFuture(Future[Any]):
 
     def claim(self) -> bool:
         """THREAD: manager.  Move from pending to running; False when it was cancelled first."""
+        with self._ledger.lock:
+            if not self._watched:
+                return self._claim()
         with self._condition:
-            if self._state == PENDING:
-                self._state = RUNNING
-                return True
-            return self._state == RUNNING
+            return self._claim()
+
+    def _claim(self) -> bool:
+        if self._state == PENDING:
+            self._state = RUNNING
+            return True
+        return self._state == RUNNING
 
     def cancel_for_pool(self) -> None:
         """THREAD: manager.  Cancel on the pool's behalf, after the ledger has counted it."""
         with self._condition:
-            self._state = CANCELLED_AND_NOTIFIED
-            for waiter in self._waiters:
-                waiter.add_cancelled(self)
-            self._request = None
-            self._condition.notify_all()
+            self._end_cancelled()
         self._invoke_callbacks()  # type: ignore[attr-defined]  # missing in typeshed
+
+    def _end_cancelled(self) -> None:
+        self._state = CANCELLED_AND_NOTIFIED
+        for waiter in self._waiters:
+            waiter.add_cancelled(self)
+        self._request = None
+        self._condition.notify_all()
 
     def set_result(self, result: Any) -> None:
         """THREAD: manager.  Settle with a result."""
         self._request = None
+        with self._ledger.lock:
+            if not self._watched:
+                self._end_unwatched(result, None)
+                return
         super().set_result(result)
 
     def set_exception(self, exception: BaseException | None) -> None:
         """THREAD: manager.  Settle with an exception."""
         self._request = None
+        with self._ledger.lock:
+            if not self._watched:
+                self._end_unwatched(None, exception)
+                return
         super().set_exception(exception)
+
+    def _end_unwatched(self, result: Any, exception: BaseException | None) -> None:
+        """End a future that nobody waits for; the ledger's lock is held."""
+        if self._state in _ENDED:
+            raise InvalidStateError(f"{self._state}: {self!r}")
+        self._result = result
+        self._exception = exception
+        # Last: who reads FINISHED without a lock finds the rest written.
+        self._state = FINISHED
 
     def fail_after_fork(self, error: BaseException) -> None:
         """THREAD: the only one of a forked child.  End the future; its lock may be held by a thread that is gone."""
         self._condition = threading.Condition()
+        self._watched = True
         if not self.done():
             self._state = RUNNING
             self.set_exception(error)
@@ -111,6 +193,8 @@ class SnakepitFuture(Future[Any]):
         Raises:
             RuntimeError: Called on the pool's own thread before the end: would deadlock; raised here.
         """
+        if self._state == FINISHED and self._exception is None:
+            return self._result
         self._refuse_deadlock(timeout)
         try:
             return super().result(timeout)
@@ -120,6 +204,8 @@ class SnakepitFuture(Future[Any]):
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """Return the exception, as in the standard library; RuntimeError as in ``result``."""
+        if self._state == FINISHED:
+            return self._exception
         self._refuse_deadlock(timeout)
         try:
             return super().exception(timeout)

@@ -6,11 +6,11 @@ Called from callers' threads (admit, cancel, stats) and from the manager's (begi
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from .._clock import monotonic_s
 from .._core.board import fresh
-from .._core.model import Cancelled, Outcome, PoolStats, Request, RequestKind, Submitted
+from .._core.model import Cancelled, Outcome, PoolStats, Request, RequestKind
 from .._inbox import Inbox
 from ..errors import QueueFull
 
@@ -41,8 +41,9 @@ class Ledger:
         self._inbox = inbox
         self._limit = limit
         self._limit_bytes = limit_bytes
-        # LOCK: the inbox's; `_room` lets blocked submits wait for a settled request.
-        self._lock = inbox.lock
+        # LOCK: the inbox's, and of the futures that nobody watches (`_pool/future`); `_room` lets blocked submits
+        # wait for a settled request.
+        self.lock = inbox.lock
         self._room = threading.Condition(inbox.lock)
         self._blocked = 0
         self._refusal: Callable[[], BaseException] | None = None
@@ -63,7 +64,7 @@ class Ledger:
             refusal: Makes the exception, or None.
             final: For ever: the pool is shut down.
         """
-        with self._lock:
+        with self.lock:
             # RACE: 1. recycle() is posted to a broken pool, 2. another thread shuts it down, 3. the manager
             # heals the pool.  A shut door stays shut, or a request would come after the last one.
             # (tests/unit/test_races_ledger.py::test_heal_and_shutdown_in_either_order)
@@ -84,7 +85,7 @@ class Ledger:
 
     def pending(self) -> list[Request]:
         """Return the accepted requests that have not ended."""
-        with self._lock:
+        with self.lock:
             return list(self.unsettled)
 
     def cancel_locked_future(self, request: Request) -> bool:
@@ -123,7 +124,7 @@ class Ledger:
             QueueFull: No room; raised here.
             RuntimeError, PoolBroken: The pool is shut down or broken; raised here.
         """
-        with self._lock:
+        with self.lock:
             while True:
                 if self._refusal is not None:
                     raise self._refusal()
@@ -144,7 +145,7 @@ class Ledger:
             self.unsettled[request] = None
             self.queued_bytes += request.size_bytes
             self._counts["requests"] += request.weight
-            wake = self._inbox.post_locked(Submitted(request))
+            wake = self._inbox.post_locked(request)
         if wake:
             self._inbox.wake()
 
@@ -154,7 +155,7 @@ class Ledger:
         Raises:
             RuntimeError, PoolBroken: As in ``admit``; raised here.
         """
-        with self._lock:
+        with self.lock:
             if self._refusal is not None:
                 raise self._refusal()
             request.settled = True
@@ -179,7 +180,7 @@ class Ledger:
 
     def stats(self) -> PoolStats:
         """Return all numbers of one instant."""
-        with self._lock:
+        with self.lock:
             return self._stats_locked()
 
     def _stats_locked(self) -> PoolStats:
@@ -202,7 +203,7 @@ class Ledger:
 
     def settle(self, request: Request, outcome: Outcome) -> bool:
         """Decide how a request ended; False when that was decided before."""
-        with self._lock:
+        with self.lock:
             return self.settle_locked(request, outcome)
 
     def settle_locked(self, request: Request, outcome: Outcome) -> bool:
@@ -229,7 +230,7 @@ class Ledger:
 
     def begin(self, request: Request) -> None:
         """Count a request as running: it is the oldest of its worker."""
-        with self._lock:
+        with self.lock:
             self._begin_locked(request)
 
     def _begin_locked(self, request: Request) -> None:
@@ -238,23 +239,23 @@ class Ledger:
             request.counted_running = True
             self._counts["running"] += request.weight
 
-    def finish(self, request: Request, outcome: Outcome, following: Request | None) -> bool:
-        """Settle a request and begin the next of the same worker, at one instant."""
-        with self._lock:
-            won = self.settle_locked(request, outcome)
+    def finish(self, ended: Iterable[tuple[Request, Outcome]], following: Request | None) -> list[bool]:
+        """Settle requests and begin the next of the same worker, at one instant."""
+        with self.lock:
+            won = [self.settle_locked(request, outcome) for request, outcome in ended]
             if following is not None:
                 self._begin_locked(following)
             return won
 
     def recount(self, request: Request, counted: Outcome, outcome: Outcome) -> None:
         """Correct how a request was counted: its result turned out not to load."""
-        with self._lock:
+        with self.lock:
             self._counts[_COUNTERS[counted]] -= request.weight
             self._counts[_COUNTERS[outcome]] += request.weight
 
     def put_back(self, requests: list[Request]) -> None:
         """Count requests that were taken back as queued, also one that had become the oldest."""
-        with self._lock:
+        with self.lock:
             for request in requests:
                 if request.counted_running:
                     request.counted_running = False
@@ -262,7 +263,7 @@ class Ledger:
 
     def sent(self, requests: tuple[Request, ...]) -> None:
         """Release the bytes of requests that no longer wait, and count the oldest as running."""
-        with self._lock:
+        with self.lock:
             for request in requests:
                 self.queued_bytes -= request.size_bytes
                 request.size_bytes = 0
@@ -273,8 +274,8 @@ class Ledger:
 
     def abandon(self, refusal: Callable[[], BaseException]) -> list[Request]:
         """THREAD: the only one of a forked child.  Refuse everything and return what was pending."""
-        self._lock = self._inbox.lock
-        self._room = threading.Condition(self._lock)
+        self.lock = self._inbox.lock
+        self._room = threading.Condition(self.lock)
         self._refusal = refusal
         self.threads = frozenset()
         pending = list(self.unsettled)
@@ -285,5 +286,5 @@ class Ledger:
     def publish(self, workers: tuple[int, int, int, int, int, int]) -> None:
         """Set the numbers about workers: all, available, busy, starting, restarts, recycled."""
         if workers != self._workers:
-            with self._lock:
+            with self.lock:
                 self._workers = workers

@@ -32,6 +32,7 @@ from ..errors import (
     ResultError,
     WorkerDied,
 )
+from .arrivals import Arrival, Garbled, Refused, Reply, Shaken, SteppedOver
 from .channel import Channel
 from .remote_errors import command_error
 
@@ -77,68 +78,6 @@ class CallContent:
         self.encode = encode
         self.body = body
         self.session_id = session_id
-
-
-# Arrivals -------------------------------------------------------------------------------------------
-
-
-@attrs.frozen(eq=False)
-class Shaken:
-    """The handshake is valid."""
-
-    can_claim: bool
-    can_end_session: bool
-
-
-@attrs.frozen(eq=False)
-class Refused:
-    """The worker answered the handshake with an error; ``fatal`` when its initializer raised."""
-
-    error: BaseException
-    fatal: bool = False
-
-
-@attrs.define(eq=False)
-class Reply:
-    """The answer to the request that was open longest.
-
-    Attributes:
-        request: That request.
-        error: What it failed with, or None.
-        value: The result, unless ``pickled`` holds it.
-        pickled: (kind, body) of a callable's reply that is not loaded yet, or None.
-    """
-
-    request: Request
-    error: BaseException | None
-    value: Any = None
-    pickled: tuple[str, memoryview] | None = None
-
-    @property
-    def good(self) -> bool:
-        """True for a result, as far as can be told before it is loaded."""
-        return self.error is None and (self.pickled is None or self.pickled[0] == "result")
-
-    def load(self) -> tuple[Any, BaseException | None]:
-        """Return (value, None) or (None, error); a failing unpickle is an error of this request only."""
-        if self.pickled is None:
-            return self.value, self.error
-        return _callables.load_reply(*self.pickled)
-
-
-@attrs.frozen(eq=False)
-class SteppedOver:
-    """The worker stepped over a request that was taken back."""
-
-
-@attrs.frozen(eq=False)
-class Garbled:
-    """The worker broke the protocol, or what it wrote could not be read; nothing after it can be trusted."""
-
-    error: Exception
-
-
-Arrival = Shaken | Refused | Reply | SteppedOver | Garbled
 
 
 class Link:

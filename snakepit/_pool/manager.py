@@ -18,11 +18,12 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from .._clock import monotonic_s
 from .._core import model as m
+from .._core.model import Request
 from .._core.scheduler import Scheduler
 from .._inbox import Inbox
 from .._supervision import reports as r
@@ -30,11 +31,12 @@ from .._supervision.watchdog import Watchdog
 from ..adapters import Adapter
 from ..config import PoolConfig
 from ..errors import InternalError
+from .arrivals import Garbled, Refused, Reply, Shaken, SteppedOver, take_answers
 from .collapse import collapse
 from .exits import refused_start, warn_of_exit, warn_of_garbage
 from .launch import Launcher
 from .ledger import Ledger
-from .link import Garbled, Link, Refused, Reply, Shaken, SteppedOver
+from .link import Link
 from .links import Links, unreachable
 from .queries import Query, refuse_late
 from .quiet import QuietLogger, quietly
@@ -204,7 +206,14 @@ class Manager:
         while posted:
             item = posted.popleft()
             self._current = (item,)
-            self._handlers.get(type(item), self._handle)(item)
+            if type(item) is Request:
+                # A burst is one event: what follows from it is worked out once.
+                burst = [item]
+                while posted and type(posted[0]) is Request:
+                    burst.append(posted.popleft())
+                self._handle(m.Submitted(*burst))
+            else:
+                self._handlers.get(type(item), self._handle)(item)
             self._current = ()
         for link, writable in ready:
             if link is None:
@@ -231,21 +240,22 @@ class Manager:
         self._publish()
         self._settler.settle()
 
-    def _handle(self, event: object, reply: Reply | None = None) -> None:
+    def _handle(self, event: object, replies: Iterable[Reply] = ()) -> None:
         """Let the scheduler decide about one event, and act."""
         scheduler = self._scheduler
         scheduler.board.horizon = self._ledger.seq
-        self._act(scheduler.handle(event, monotonic_s()), reply)
+        self._act(scheduler.handle(event, monotonic_s()), replies)
 
-    def _act(self, actions: list[m.Action], reply: Reply | None = None) -> None:
+    def _act(self, actions: list[m.Action], replies: Iterable[Reply] = ()) -> None:
+        answered = [action for action in actions if type(action) is m.Resolve]
+        if answered:
+            self._settler.resolve(answered, replies)
         self._undone = iter(actions)
         for action in self._undone:
             act = self._acts.get(type(action))
             if act is not None:
                 act(action)
-            elif isinstance(action, m.Resolve):
-                self._settler.resolve(action, reply)
-            else:
+            elif type(action) is not m.Resolve:
                 self._settler.take(action)
         while self._answers:
             self._act(self._scheduler.handle(self._answers.popleft(), monotonic_s()))
@@ -369,11 +379,14 @@ class Manager:
         if len(arrivals) > 1 and isinstance(arrivals[-1], Garbled):
             # The answers before the garbage count, but nothing more is sent to a worker that cannot be understood.
             self._handle(m.PipeClosed(worker_id))
-        for arrival in arrivals:
-            if isinstance(arrival, Reply):
-                if worker is not None and worker.sent and worker.sent[0] is arrival.request:
-                    self._handle(m.Replied(worker_id, arrival.error), arrival)
-            elif isinstance(arrival, SteppedOver):
+        left = deque(arrivals)
+        while left:
+            replies = [] if worker is None else take_answers(worker, left)
+            if replies:
+                self._handle(m.Replied(worker_id, replies[0].error, len(replies)), replies)
+                continue
+            arrival = left.popleft()
+            if isinstance(arrival, SteppedOver):
                 self._handle(m.Skipped(worker_id))
             elif isinstance(arrival, Shaken):
                 self._handle(m.Ready(worker_id, arrival.can_claim, arrival.can_end_session))

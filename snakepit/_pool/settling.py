@@ -5,6 +5,7 @@ THREAD: manager.  Owns what was decided and not told yet.  Users' code runs here
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -16,8 +17,8 @@ from .._core.model import Outcome, Request
 from ..adapters import Adapter
 from ..config import PoolConfig
 from ..errors import InternalError
+from .arrivals import Reply
 from .ledger import Ledger
-from .link import Reply
 from .quiet import QuietLogger, quietly
 
 __all__ = ("Settler",)
@@ -58,16 +59,19 @@ class Settler:
             return
         self._decided.append((action, None))
 
-    def resolve(self, action: m.Resolve, reply: Reply | None) -> None:
-        """Count an answered request, begin the worker's next one at the same instant, and note what to tell."""
-        if reply is None:
-            raise InternalError(f"{action.request!r} resolved without a reply")
-        request = action.request
-        # A pickled result counts as completed until it fails to load: then `_deliver_reply` corrects the count.
-        worker = request.worker
+    def resolve(self, answered: list[m.Resolve], replies: Iterable[Reply]) -> None:
+        """Count answered requests, begin their worker's next one at the same instant, and note what to tell.
+
+        Args:
+            answered: Of one worker, in order.
+            replies: One each.
+        """
+        pairs = list(zip(answered, replies, strict=True))
+        worker = answered[-1].request.worker
         following = worker.sent[0] if worker is not None and worker.sent else None
-        if self._ledger.finish(request, Outcome.COMPLETED if reply.good else Outcome.ERROR, following):
-            self._decided.append((action, reply))
+        # A pickled result counts as completed until it fails to load: then `_deliver_reply` corrects the count.
+        ended = ((action.request, Outcome.COMPLETED if reply.good else Outcome.ERROR) for action, reply in pairs)
+        self._decided.extend(itertools.compress(pairs, self._ledger.finish(ended, following)))
 
     def fail_all(self, requests: Iterable[Request], error: BaseException) -> None:
         """End every request that has not ended."""

@@ -82,7 +82,7 @@ def test_executor_collected_while_its_lock_is_held() -> None:
     """The collector may strike anywhere, also where the pool's own lock is held: nothing hangs."""
     executor = SnakepitExecutor(1)
     future = executor.submit(lib.add, 1)
-    lock, finalizer = executor._ledger._lock, executor._finalizer
+    lock, finalizer = executor._ledger.lock, executor._finalizer
 
     def collect() -> None:
         with lock:

@@ -93,7 +93,7 @@ def test_submit_against_shutdown(order: list[str]) -> None:
             outcome.append(error)
 
     ledger = ex._ledger
-    ledger._lock = LyingLock(ledger._lock, order)  # type: ignore[assignment]  # stands in for it
+    ledger.lock = LyingLock(ledger.lock, order)  # type: ignore[assignment]  # stands in for it
     threads = [
         threading.Thread(target=submit, name="submit"),
         threading.Thread(target=ex.shutdown, name="shutdown"),

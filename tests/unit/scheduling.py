@@ -138,7 +138,7 @@ class Bench:
         self._homes: dict[Session, Worker] = {}
         self._told: set[Session | None] = set()
         self._last_sent: dict[Session, int] = {}
-        self._answered: Request | None = None
+        self._answered: dict[Request, BaseException | None] = {}
 
     # Events -----------------------------------------------------------------------------------------
 
@@ -249,19 +249,31 @@ class Bench:
             for process in waiting:
                 self.ready(process)
 
-    def read(self, process: Process) -> bool:
-        """Read one thing that the process wrote; False when there was nothing."""
+    def read(self, process: Process, most: int = 1) -> bool:
+        """Read one thing that the process wrote, or up to ``most`` answers as one event; False: nothing was there."""
         if not process.written:
             return False
-        item = process.written.popleft()
-        if item == "skipped":
+        if process.written[0] == "skipped":
+            process.written.popleft()
             self.handle(m.Skipped(process.worker_id))
             return True
-        request, error = item
-        if process.worker.sent and process.worker.sent[0] is request:
-            self._answered = request
-            self.handle(m.Replied(process.worker_id, error))
-            self._answered = None
+        sent = list(process.worker.sent)
+        answered: dict[Request, BaseException | None] = {}
+        while process.written and process.written[0] != "skipped" and len(answered) < most:
+            request, error = process.written[0]
+            known = len(answered) < len(sent) and sent[len(answered)] is request
+            waits = request.kind is m.RequestKind.USER and request.state is m.RequestState.SENT
+            if answered and not (known and waits):
+                break
+            process.written.popleft()
+            if not known:
+                return True
+            answered[request] = error
+            if not waits:
+                break
+        self._answered = answered
+        self.handle(m.Replied(process.worker_id, next(iter(answered.values())), len(answered)))
+        self._answered = {}
         return True
 
     def read_all(self) -> None:
@@ -439,7 +451,7 @@ class Bench:
         self.ends[request] += 1
         assert self.ends[request] == 1, f"{request!r} ended twice"
         if isinstance(action, m.Resolve):
-            assert request is self._answered, f"{request!r} resolved with another's reply"
+            assert request in self._answered, f"{request!r} resolved with another's reply"
         future = request.future
         if future.end is None:
             assert future.state != "done"

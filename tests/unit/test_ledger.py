@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from snakepit._clock import monotonic_s
-from snakepit._core.model import Outcome, Request, RequestKind, Submitted
+from snakepit._core.model import Outcome, Request, RequestKind
 from snakepit._inbox import Inbox
 from snakepit._pool.future import SnakepitFuture
 from snakepit._pool.ledger import Ledger
@@ -81,7 +81,7 @@ def test_admission_posts_in_order(inbox: Inbox) -> None:
 
     assert [1, 2, 3] == [one.seq for one in requests]
     items = list(inbox.drain())
-    assert requests == [item.request for item in items if isinstance(item, Submitted)]
+    assert requests == [item for item in items if isinstance(item, Request)]
     assert {"requests": 3, "queued": 3} == numbers(ledger)
 
 
@@ -129,7 +129,7 @@ def test_reply_and_cancel_settle_once(inbox: Inbox) -> None:
             ledger: Ledger = ledger, one: Request = one, start: threading.Barrier = start, won: Any = won
         ) -> None:
             start.wait()
-            won["reply"] = ledger.finish(one, Outcome.COMPLETED, None)
+            won["reply"] = ledger.finish([(one, Outcome.COMPLETED)], None)[0]
             if won["reply"]:
                 one.future.set_result(1)
 
@@ -161,7 +161,7 @@ def test_the_next_begins_when_the_oldest_ends(inbox: Inbox) -> None:
     admit(ledger, first, second)
     begin(ledger, first)
 
-    assert ledger.finish(first, Outcome.COMPLETED, second)
+    assert [True] == ledger.finish([(first, Outcome.COMPLETED)], second)
 
     assert {"requests": 2, "completed": 1, "running": 1} == numbers(ledger)
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from races import LyingLock
 
-from snakepit._core.model import Outcome, Request, Submitted
+from snakepit._core.model import Outcome, Request
 from snakepit._inbox import Inbox
 from snakepit._pool.future import SnakepitFuture
 from snakepit._pool.ledger import Ledger
@@ -57,11 +57,11 @@ def test_reply_and_cancel_in_either_order(inbox: Inbox, order: list[str]) -> Non
     future.claim()
     request.started_at = 0.0
     ledger.sent((request,))
-    ledger._lock = LyingLock(ledger._lock, order)  # type: ignore[assignment]  # stands in for it
+    ledger.lock = LyingLock(ledger.lock, order)  # type: ignore[assignment]  # stands in for it
 
     # Settled only after both have ended, so that cancel() finds the future running in either order.
     tasks = [
-        Task("reply", lambda: ledger.finish(request, Outcome.COMPLETED, None)),
+        Task("reply", lambda: ledger.finish([(request, Outcome.COMPLETED)], None)[0]),
         Task("cancel", lambda: future.cancel(running=True)),
     ]
     won = {task.name: task.end() for task in tasks}
@@ -78,7 +78,7 @@ def test_submit_and_shutdown_in_either_order(inbox: Inbox, order: list[str]) -> 
     """A request is let in before the door is shut, and stands before what follows, or not at all (T8 e)."""
     ledger, request = Ledger(inbox, None, 1000), Request(None, "run")
     ledger.check_open()
-    ledger._lock = LyingLock(ledger._lock, order)  # type: ignore[assignment]  # stands in for it
+    ledger.lock = LyingLock(ledger.lock, order)  # type: ignore[assignment]  # stands in for it
 
     def shut() -> None:
         ledger.refuse(lambda: RuntimeError("shut down"), final=True)
@@ -90,7 +90,7 @@ def test_submit_and_shutdown_in_either_order(inbox: Inbox, order: list[str]) -> 
     posted = list(inbox.drain())
     if order[0] == "submit":
         assert refused is None
-        assert [Submitted, str] == [type(item) for item in posted]
+        assert [Request, str] == [type(item) for item in posted]
         assert [request] == ledger.pending()
     else:
         assert isinstance(refused, RuntimeError)
@@ -104,7 +104,7 @@ def test_heal_and_shutdown_in_either_order(inbox: Inbox, order: list[str]) -> No
     """Whether the manager heals the pool before or after its shutdown: the door is shut in the end."""
     ledger = Ledger(inbox, None, 1000)
     ledger.refuse(lambda: RuntimeError("broken"))
-    ledger._lock = LyingLock(ledger._lock, order)  # type: ignore[assignment]  # stands in for it
+    ledger.lock = LyingLock(ledger.lock, order)  # type: ignore[assignment]  # stands in for it
 
     tasks = [
         Task("heal", lambda: ledger.refuse(None)),

@@ -230,12 +230,12 @@ class Machine(RuleBasedStateMachine):
                 return
             process.finish()
 
-    @rule(pick=PICK, count=st.integers(1, 10))
-    def read(self, pick: int, count: int) -> None:
+    @rule(pick=PICK, count=st.integers(1, 10), most=st.sampled_from([1, 3, 20]))
+    def read(self, pick: int, count: int, most: int) -> None:
         process = self._pick([p for p in self.bench.living() if p.written], pick)
         if process is not None:
             for _ in range(count):
-                self.bench.read(process)
+                self.bench.read(process, most)
 
     @rule(pick=PICK)
     def serve(self, pick: int) -> None:
@@ -246,7 +246,7 @@ class Machine(RuleBasedStateMachine):
                 return
             if process.running is not None or self.bench.begin(process) is not None:
                 process.finish()
-            while self.bench.read(process):
+            while self.bench.read(process, 5):
                 pass
 
     @rule()
@@ -305,7 +305,7 @@ class Machine(RuleBasedStateMachine):
         """Calls with a queue time-out: some run beyond it, the others wait in vain, or one is cancelled unheard."""
         self.rest()
         requests = [self.bench.accept(queue_timeout_s=1.0, timeout_s=timeout_s) for _ in range(count)]
-        self.inbox.extend(map(m.Submitted, requests))
+        self.inbox.append(m.Submitted(*requests))
         self.deliver(count)
         if cancel:
             if self.bench.cancel_future(requests[pick % count]):

@@ -67,7 +67,6 @@ class Witness(Bench):
         self.holds: dict[tuple[str, str], Session] = {}
         self._taken: deque[m.TakenBack] = deque()
         self.end_at = math.inf
-        self._good = True
 
     # Callers ----------------------------------------------------------------------------------------
 
@@ -93,19 +92,19 @@ class Witness(Bench):
     def handle(self, event: object) -> list[m.Action]:
         board, rules = self.board, self.scheduler.rules
         if isinstance(event, m.Submitted):
-            self.unheard.discard(event.request)
+            self.unheard.difference_update(event.requests)
         elif isinstance(event, m.ShutdownRequested) and event.end_at is not None:
             self.end_at = min(self.end_at, event.end_at)
         self._keep_books(event)
         queue = board.queue.requests()
-        wanted = max(self.scheduler.lifecycle.wanted, getattr(event, "count", 0))
+        wanted = max(self.scheduler.lifecycle.wanted, event.count if isinstance(event, m.WorkersWanted) else 0)
         homes = {s: s.worker for s in rules.table.values() if s.pinned and s.worker is not None}
         board.horizon = self.accepted
         actions = self.scheduler.handle(event, self.now)
         self.scheduler.check()
         self.log += actions
         if isinstance(event, m.Submitted):
-            queue.append(event.request)
+            queue.extend(event.requests)
         still = set(board.queue.requests())
         self._judge_order([r for r in queue if r in still], actions)
         self._judge_workers(event, actions, homes)
@@ -365,18 +364,14 @@ class Witness(Bench):
                 return
         raise AssertionError("the bench does not come to rest")
 
-    def read(self, process: Process) -> bool:
-        item = process.written[0] if process.written else None
-        self._good = item is None or item == "skipped" or item[1] is None
-        return super().read(process)
-
     def _settle(self, action: Any) -> None:
         request, won = action.request, False
         ended = request.future.end
         super()._settle(action)
         if isinstance(action, m.Resolve):
             following = request.worker.sent[0] if request.worker is not None and request.worker.sent else None
-            won = self.ledger.finish(request, Outcome.COMPLETED if self._good else Outcome.ERROR, following)
+            outcome = Outcome.COMPLETED if self._answered[request] is None else Outcome.ERROR
+            (won,) = self.ledger.finish([(request, outcome)], following)
         else:
             won = self.ledger.settle(request, getattr(action, "outcome", Outcome.CANCELLED))
         assert won == (ended is None), f"{request!r}: the ledger and the future disagree"
