@@ -70,6 +70,11 @@ class Inbox:
         self._waking += 1
         return True
 
+    @property
+    def has_posts(self) -> bool:
+        """True while something waits for the owner; ask with the lock held."""
+        return bool(self._items)
+
     def wake(self) -> None:
         """Wake the owner; once for each True of ``post_locked``, without the lock."""
         nap = self._nap

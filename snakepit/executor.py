@@ -115,7 +115,7 @@ class SnakepitExecutor(Executor):
         )
         self._manager = parts.manager
         self._ledger = parts.ledger
-        self._intake = Intake(self._name, encoder, parts.ledger, affinity, queue_full == "block")
+        self._intake = Intake(self._name, encoder, parts.ledger, affinity, queue_full == "block", parts.lender)
         self._pid = os.getpid()
         # The pool holds no reference to its intake: one that nobody holds is closed, and finishes its work.
         self._finalizer = weakref.finalize(self._intake, _lifetime.close, parts.inbox, parts.ledger)
@@ -154,13 +154,7 @@ class SnakepitExecutor(Executor):
         Raises:
             RuntimeError: Called on a thread of the pool, where it would deadlock; raised here.
         """
-        self._intake.refuse_to_wait("execute()")
-        future = self.submit(command, *args, **kwargs)
-        try:
-            return future.result()
-        finally:
-            # An exception's traceback must not keep the future, and the future the exception.
-            del future
+        return self._intake.execute(command, args, kwargs, self._options)
 
     # Batches ----------------------------------------------------------------------------------------
 

@@ -90,11 +90,11 @@ class Board:
             f" and ran for {self.now - request.started_at:.3f} s"
         )
 
-    def begin(self, worker: Worker, request: Request) -> None:
-        """Note that the request is now the oldest of its worker: its run time begins."""
-        request.started_at = self.now
+    def begin(self, worker: Worker, request: Request, since: float | None = None) -> None:
+        """Note that the request is the oldest of its worker, from now on or ``since`` then: its run time begins."""
+        request.started_at = started_at = self.now if since is None else since
         if request.ahead:
             request.ahead = False
             self.ahead -= 1
         if request.timeout_s is not None and request.state is RequestState.SENT:
-            self.timers.set(request, self.now + request.timeout_s, "run")
+            self.timers.set(request, started_at + request.timeout_s, "run")

@@ -142,6 +142,17 @@ class Dispatcher:
         worker.used = True
         board.act(Dispatch(worker, tuple(requests)))
 
+    def adopted(self, worker: Worker, request: Request) -> None:
+        """Take up a request that its caller has sent to an idle worker."""
+        request.state = RequestState.SENT
+        request.worker = worker
+        worker.sent.append(request)
+        worker.used = True
+        # The caller may still hold the pipe: nothing follows before the answer.
+        worker.recalling = True
+        self._board.workers.move(worker, WorkerState.BUSY)
+        self._board.begin(worker, request, since=request.sent_at)
+
     # Sending ahead ----------------------------------------------------------------------------------
 
     def _feed(self, worker: Worker) -> None:

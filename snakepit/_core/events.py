@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = (
     "Action",
+    "Adopted",
     "Break",
     "Cancel",
     "Cancelled",
@@ -38,6 +39,7 @@ __all__ = (
     "Resolve",
     "RestartRequested",
     "RssMeasured",
+    "Served",
     "SessionEnded",
     "ShutdownRequested",
     "Skipped",
@@ -116,6 +118,22 @@ class Replied:
     worker_id: str
     error: BaseException | None = None
     count: int = 1
+
+
+@attrs.frozen(eq=False)
+class Adopted:
+    """The caller of an accepted request has sent it to an idle worker itself; it is the pool's from now on."""
+
+    worker_id: str
+    request: Request
+
+
+@attrs.frozen
+class Served:
+    """An idle worker has answered ``count`` requests of callers who sent and read for themselves."""
+
+    worker_id: str
+    count: int
 
 
 @attrs.frozen

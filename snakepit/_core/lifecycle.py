@@ -139,6 +139,21 @@ class Lifecycle(Upkeep):
             worker.proven = True
             self.policy.succeeded(worker.slot)
 
+    def may_lend(self, worker: Worker) -> bool:
+        """Say whether callers may use a worker by themselves until the next event: it idles, and nobody waits."""
+        board = self._board
+        if board.state is not PoolState.OPEN or len(board.queue) or self.pending:
+            return False
+        limited = board.config.max_requests_per_worker is not None
+        return worker.state is WorkerState.IDLE and worker.in_service and not limited
+
+    def served(self, worker: Worker, count: int) -> None:
+        """Note what an idle worker has answered meanwhile to callers that used it by themselves."""
+        self.proven(worker)
+        worker.used = True
+        worker.requests += count
+        worker.idle_since = self._board.now
+
     # Ending -----------------------------------------------------------------------------------------
 
     def condemn(

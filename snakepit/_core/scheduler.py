@@ -65,6 +65,8 @@ class Scheduler:
             m.StartFailed: self._start_failed,
             m.SpawnRefused: self._spawn_refused,
             m.Replied: self._replied,
+            m.Adopted: self._adopted,
+            m.Served: self._served,
             m.Skipped: self._skipped,
             m.TakenBack: self._taken_back,
             m.Unheard: lambda event: self.rules.unheard(event.session),
@@ -196,6 +198,16 @@ class Scheduler:
             self.lifecycle.checked(worker)
         self.dispatcher.settle_idle(worker)
         self._go_on(worker)
+
+    def _adopted(self, event: m.Adopted) -> None:
+        worker = self.worker(event.worker_id)
+        if worker is not None:
+            self.dispatcher.adopted(worker, event.request)
+
+    def _served(self, event: m.Served) -> None:
+        worker = self.worker(event.worker_id)
+        if worker is not None:
+            self.lifecycle.served(worker, event.count)
 
     def _skipped(self, event: m.Skipped) -> None:
         worker = self.worker(event.worker_id)

@@ -16,6 +16,7 @@ from ..config import PoolConfig
 from . import lifetime
 from .launch import Launcher
 from .ledger import Ledger
+from .loans import Lender
 from .manager import Manager
 
 __all__ = ("Parts", "start_pool")
@@ -28,6 +29,7 @@ class Parts:
     inbox: Inbox
     ledger: Ledger
     manager: Manager
+    lender: Lender
 
 
 def start_pool(
@@ -79,4 +81,4 @@ def start_pool(
     except BaseException:
         inbox.close()
         raise
-    return Parts(inbox, ledger, manager)
+    return Parts(inbox, ledger, manager, manager.lender)

@@ -17,7 +17,10 @@ from concurrent.futures._base import (
 from typing import Any
 
 from .._core.model import Request
+from .direct import collect
+from .interrupts import Deferred
 from .ledger import Ledger
+from .loans import Loan
 
 __all__ = ("SnakepitFuture",)
 
@@ -37,7 +40,7 @@ class SnakepitFuture(Future[Any]):
 
     # INVARIANT: `_request` is None once the future is settled: the request refers to the future, and
     # without the cycle both are freed as soon as their holders let go.
-    # LOCK: until `_watched` the ledger's lock protects the state, from then on the condition does; `_watched` is
+    # LOCK: until `is_watched` the ledger's lock protects the state, from then on the condition does; `is_watched` is
     # set under the ledger's lock, once, with the condition.
     # RACE: 1. a caller looks for the condition to wait for the end, 2. the manager ends the future, which nobody
     # watches yet.  The condition is made under the lock under which the end is written, so whoever waits either
@@ -47,12 +50,13 @@ class SnakepitFuture(Future[Any]):
         "_done_callbacks",
         "_exception",
         "_ledger",
+        "_loan",
         "_pid",
         "_request",
         "_result",
         "_state",
         "_waiters",
-        "_watched",
+        "is_watched",
     )
 
     def __init__(self, ledger: Ledger, request: Request | None = None) -> None:
@@ -63,13 +67,15 @@ class SnakepitFuture(Future[Any]):
         self._result = None
         self._exception = None
         self._pid: int | None = None
-        self._watched = False
+        # Who asks for the result first may read it off this worker's pipe; None: the manager does.
+        self._loan: Loan | None = None
+        self.is_watched = False
 
     def __getattr__(self, name: str) -> Any:
         """Make what the base class expects to be there when somebody first asks for it."""
         if name == "_condition":
             with self._ledger.lock:
-                self._watched = True
+                self.is_watched = True
                 try:
                     return object.__getattribute__(self, name)
                 except AttributeError:
@@ -122,13 +128,19 @@ class SnakepitFuture(Future[Any]):
             self._end_cancelled()
         if request is not None:
             self._ledger.after_cancel(request)
-        self._invoke_callbacks()  # type: ignore[attr-defined]  # missing in typeshed
+        self._invoke_callbacks()
         return True
+
+    def begin_direct(self, loan: Loan, pid: int | None) -> None:
+        """Note, before anybody else knows the future, that its caller sends the request itself."""
+        self._state = RUNNING
+        self._pid = pid
+        self._loan = loan
 
     def claim(self) -> bool:
         """THREAD: manager.  Move from pending to running; False when it was cancelled first."""
         with self._ledger.lock:
-            if not self._watched:
+            if not self.is_watched:
                 return self._claim()
         with self._condition:
             return self._claim()
@@ -143,7 +155,7 @@ class SnakepitFuture(Future[Any]):
         """THREAD: manager.  Cancel on the pool's behalf, after the ledger has counted it."""
         with self._condition:
             self._end_cancelled()
-        self._invoke_callbacks()  # type: ignore[attr-defined]  # missing in typeshed
+        self._invoke_callbacks()
 
     def _end_cancelled(self) -> None:
         self._state = CANCELLED_AND_NOTIFIED
@@ -154,26 +166,27 @@ class SnakepitFuture(Future[Any]):
 
     def set_result(self, result: Any) -> None:
         """THREAD: manager.  Settle with a result."""
-        self._request = None
         with self._ledger.lock:
-            if not self._watched:
-                self._end_unwatched(result, None)
+            if not self.is_watched:
+                self.end_unwatched_locked(result, None)
                 return
+        self._request = None
         super().set_result(result)
 
     def set_exception(self, exception: BaseException | None) -> None:
         """THREAD: manager.  Settle with an exception."""
-        self._request = None
         with self._ledger.lock:
-            if not self._watched:
-                self._end_unwatched(None, exception)
+            if not self.is_watched:
+                self.end_unwatched_locked(None, exception)
                 return
+        self._request = None
         super().set_exception(exception)
 
-    def _end_unwatched(self, result: Any, exception: BaseException | None) -> None:
-        """End a future that nobody waits for; the ledger's lock is held."""
+    def end_unwatched_locked(self, result: Any, exception: BaseException | None) -> None:
+        """LOCK: the ledger's is held, and `is_watched` False.  End a future that nobody waits for."""
         if self._state in _ENDED:
             raise InvalidStateError(f"{self._state}: {self!r}")
+        self._request = None
         self._result = result
         self._exception = exception
         # Last: who reads FINISHED without a lock finds the rest written.
@@ -182,7 +195,7 @@ class SnakepitFuture(Future[Any]):
     def fail_after_fork(self, error: BaseException) -> None:
         """THREAD: the only one of a forked child.  End the future; its lock may be held by a thread that is gone."""
         self._condition = threading.Condition()
-        self._watched = True
+        self.is_watched = True
         if not self.done():
             self._state = RUNNING
             self.set_exception(error)
@@ -197,6 +210,8 @@ class SnakepitFuture(Future[Any]):
             return self._result
         self._refuse_deadlock(timeout)
         try:
+            if self._loan is not None:
+                self._collect(timeout)
             return super().result(timeout)
         finally:
             # The traceback of the exception refers to this frame, and the future to the exception.
@@ -208,9 +223,22 @@ class SnakepitFuture(Future[Any]):
             return self._exception
         self._refuse_deadlock(timeout)
         try:
+            if self._loan is not None:
+                self._collect(timeout)
             return super().exception(timeout)
         finally:
             del self
+
+    def _collect(self, timeout: float | None) -> None:
+        """Read the answer on this thread if it comes soon and nobody else reads it."""
+        loan, self._loan = self._loan, None
+        request = self._request
+        if loan is None or request is None or timeout is not None:
+            # Who gives a time may have none to spare for the signals' sake.
+            return
+        with Deferred() as safe:
+            if safe and loan.lender.pick_up(loan, request):
+                collect(loan, request)
 
     def _refuse_deadlock(self, timeout: float | None) -> None:
         if timeout != 0 and self._ledger.on_own_thread and not self.done():

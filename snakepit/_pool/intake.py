@@ -14,8 +14,11 @@ from .._clock import monotonic_s
 from .._core.model import Request
 from ..errors import QueueFull
 from .calls import CallOptions, Encoder
+from .direct import begin, collect, lay_down
 from .future import SnakepitFuture
+from .interrupts import Deferred
 from .ledger import Ledger
+from .loans import Lender
 
 __all__ = ("Intake",)
 
@@ -29,14 +32,18 @@ class Intake:
         ledger: Admits the requests.
         affinity: For sessions that do not say.
         block: ``submit`` waits for room in a full pool.
+        lender: Of workers for calls on callers' own threads.
     """
 
-    def __init__(self, pool: str, encoder: Encoder, ledger: Ledger, affinity: str, block: bool) -> None:
+    def __init__(
+        self, pool: str, encoder: Encoder, ledger: Ledger, affinity: str, block: bool, lender: Lender
+    ) -> None:
         self.encoder = encoder
         self.ledger = ledger
         self.affinity = affinity
         self._pool = pool
         self._block = block
+        self._lender = lender
 
     def submit(
         self, command: str | Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], base: CallOptions
@@ -44,13 +51,38 @@ class Intake:
         """Do what ``SnakepitExecutor.submit`` says, with the settings of ``base``."""
         if not isinstance(command, str):
             return self.submit_call(command, args, kwargs, base, block=self._block)
+        request = self._command(command, args, kwargs, base)
+        return self._submit_direct(request) or self.admit(request, block=self._block)
+
+    def execute(
+        self, command: str | Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], base: CallOptions
+    ) -> Any:
+        """Do the same and wait for the result."""
+        self.refuse_to_wait("execute()")
+        if isinstance(command, str):
+            request = self._command(command, args, kwargs, base)
+            lazy_bytes = False
+        else:
+            call, error = self._call(command, args, kwargs, base, None)
+            if error is not None:
+                raise error
+            request, lazy_bytes = call, True
+        future = self._execute_direct(request) or self.admit(request, block=self._block, lazy_bytes=lazy_bytes)
+        try:
+            return future.result()
+        finally:
+            # An exception's traceback must not keep the future, and the future the exception.
+            del future
+
+    def _command(
+        self, command: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], base: CallOptions
+    ) -> Request:
         options = base.override(kwargs)
         self.ledger.check_open()
         if len(args) > 1:
             raise TypeError(f"submit({command!r}, ...) takes one args value, not {len(args)}")
         content, timeout_s = self.encoder.command(command, args[0] if args else {}, options)
-        request = self.request(content, command, options, timeout_s, content.size_bytes)
-        return self.admit(request, block=self._block)
+        return self.request(content, command, options, timeout_s, content.size_bytes)
 
     def submit_call(
         self,
@@ -63,19 +95,62 @@ class Intake:
         calls: list[tuple[Any, ...]] | None = None,
     ) -> SnakepitFuture:
         """Submit one call of ``fn``, or with ``calls`` one for each of these args, which travel together."""
+        request, error = self._call(fn, args, kwargs, options, calls)
+        if error is not None:
+            future = SnakepitFuture(self.ledger)
+            future.set_exception(error)
+            return future
+        direct = self._submit_direct(request) if calls is None else None
+        return direct or self.admit(request, block=block, lazy_bytes=True)
+
+    def _call(
+        self,
+        fn: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        options: CallOptions,
+        calls: list[tuple[Any, ...]] | None,
+    ) -> tuple[Request, BaseException | None]:
+        """Return the request of a call, and what its pickling raised: then it has been counted, and has failed."""
         ledger = self.ledger
         ledger.check_open()
-        lazy = ledger.overfull()
-        content, name, error = self.encoder.call(fn, args, kwargs, calls, options.session, lazy)
+        content, name, error = self.encoder.call(fn, args, kwargs, calls, options.session, ledger.overfull())
         size_bytes = len(content.body) if content.body is not None else 0
         request = self.request(content, name, options, options.timeout, size_bytes)
         request.weight = 1 if calls is None else len(calls)
         if error is not None:
-            future = SnakepitFuture(ledger)
             ledger.admit_failed(request)
-            future.set_exception(error)
-            return future
-        return self.admit(request, block=block, lazy_bytes=True)
+        return request, error
+
+    def _execute_direct(self, request: Request) -> SnakepitFuture | None:
+        """Send a request and read its answer on this thread, where that is possible at once."""
+        if not self._may_be_direct(request):
+            return None
+        future = SnakepitFuture(self.ledger, request)
+        request.future = future
+        with Deferred() as safe:
+            loan = begin(self._lender, request) if safe else None
+            if loan is None:
+                return None
+            future._loan = None
+            collect(loan, request)
+        return future
+
+    def _submit_direct(self, request: Request) -> SnakepitFuture | None:
+        """Send a request on this thread, where that is possible at once."""
+        if not self._may_be_direct(request):
+            return None
+        future = SnakepitFuture(self.ledger, request)
+        request.future = future
+        with Deferred() as safe:
+            loan = begin(self._lender, request) if safe else None
+            if loan is None:
+                return None
+            lay_down(loan)
+        return future
+
+    def _may_be_direct(self, request: Request) -> bool:
+        return self._lender.has_resting and request.session_id is None and not self.ledger.on_own_thread
 
     def request(
         self, content: Any, name: str, options: CallOptions, timeout_s: float | None, size_bytes: int
@@ -117,9 +192,8 @@ class Intake:
             QueueFull, RuntimeError, PoolBroken: As in ``submit``; raised here.
         """
         ledger = self.ledger
-        future = SnakepitFuture(ledger)
+        future = SnakepitFuture(ledger, request)
         request.future = future
-        future._request = request
         try:
             ledger.admit(
                 request,

@@ -54,6 +54,8 @@ class Ledger:
         self._counts: dict[str, int] = dict.fromkeys((*_COUNTERS.values(), "requests", "running", "pool_saturated"), 0)
         self._workers = (0, 0, 0, 0, 0, 0)
         self.threads: frozenset[int | None] = frozenset()
+        # Workers that run a request of which the manager has not heard; asked with the lock held.
+        self.direct_calls: Callable[[], int] = int
 
     # Callers ----------------------------------------------------------------------------------------
 
@@ -149,6 +151,25 @@ class Ledger:
         if wake:
             self._inbox.wake()
 
+    def admit_direct(self, request: Request, take: Callable[[], bool]) -> bool:
+        """Accept a request that its caller sends itself, and count it as running; False: it has to be posted.
+
+        Args:
+            request: Encoded; gets its ``seq``.
+            take: Called with the lock held; False: there is no worker for it.
+        """
+        with self.lock:
+            # What was posted before comes first.
+            if self._refusal is not None or self._inbox.has_posts or self._full(request, True) or not take():
+                return False
+            self.seq += 1
+            request.seq = self.seq
+            request.size_bytes = 0
+            self.unsettled[request] = None
+            self._counts["requests"] += request.weight
+            self._begin_locked(request)
+        return True
+
     def admit_failed(self, request: Request) -> None:
         """Count a request that was accepted and has failed already: its call could not be pickled.
 
@@ -188,10 +209,11 @@ class Ledger:
         ended = sum(counts[name] for name in set(_COUNTERS.values()))
         queued = counts["requests"] - ended - counts["running"]
         workers, available, busy, starting, restarts, recycled = self._workers
+        direct = self.direct_calls()
         return PoolStats(
             workers=workers,
-            available=available,
-            busy=busy,
+            available=available - direct,
+            busy=busy + direct,
             starting=starting,
             queued=queued,
             restarts=restarts,
@@ -261,9 +283,10 @@ class Ledger:
                     request.counted_running = False
                     self._counts["running"] -= request.weight
 
-    def sent(self, requests: tuple[Request, ...]) -> None:
-        """Release the bytes of requests that no longer wait, and count the oldest as running."""
+    def sent(self, requests: tuple[Request, ...], workers: tuple[int, int, int, int, int, int]) -> None:
+        """Release the bytes of requests that no longer wait, count the oldest as running, and a worker as busy."""
         with self.lock:
+            self._workers = workers
             for request in requests:
                 self.queued_bytes -= request.size_bytes
                 request.size_bytes = 0
@@ -283,8 +306,15 @@ class Ledger:
             self.settle(request, Outcome.ERROR)
         return pending
 
-    def publish(self, workers: tuple[int, int, int, int, int, int]) -> None:
-        """Set the numbers about workers: all, available, busy, starting, restarts, recycled."""
-        if workers != self._workers:
+    def publish(self, workers: tuple[int, int, int, int, int, int], told: Callable[[], object] | None = None) -> None:
+        """Set the numbers about workers: all, available, busy, starting, restarts, recycled.
+
+        Args:
+            workers: Those.
+            told: Called at the same instant, or None.
+        """
+        if told is not None or workers != self._workers:
             with self.lock:
                 self._workers = workers
+                if told is not None:
+                    told()

@@ -9,9 +9,8 @@ import contextlib
 import logging
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
-
-import attrs
 
 from .._core.model import Request
 from .._text import escape_text, show
@@ -111,6 +110,16 @@ class Link:
         self._dropped = 0
         self._deaf = False
         self.watched_fd: int | None = None
+        # INVARIANT: while a caller's thread holds this link, the manager neither reads, writes nor closes: what it
+        # would do waits in `deferred` until the caller has given it back (`_pool/loans`).
+        self.away = False
+        self.deferred: list[Callable[[], object]] = []
+
+    def put_off(self, act: Callable[[Any], object], what: Any) -> bool:
+        """Do something once the link is back, and return True; False: it is not away."""
+        if self.away:
+            self.deferred.append(partial(act, what))
+        return self.away
 
     # Out --------------------------------------------------------------------------------------------
 

@@ -66,7 +66,8 @@ class Links:
             if link.watched_fd is not None:
                 self._poller.unwatch(link.watched_fd)
                 link.watched_fd = None
-            link.channel.close()
+            if not link.away:
+                link.channel.close()
 
     def poll(self, timeout_s: float | None) -> list[tuple[Link | None, bool]]:
         """Wait and return ``(link, it is ready to be written)``; None for the inbox."""
@@ -83,6 +84,15 @@ class Links:
         if wanted is not None:
             self._poller.watch(wanted, link, write=True)
         link.watched_fd = wanted
+
+    @property
+    def can_pause(self) -> bool:
+        """Whether ``pause`` works."""
+        return self._poller.can_pause
+
+    def pause(self, link: Link, paused: bool) -> None:
+        """Any thread: leave what a worker writes unread, but for its end, or read it again."""
+        self._poller.pause(link.channel.reply_fd, paused)
 
     def stop_reading(self, link: Link) -> None:
         """Watch no more for what the worker writes."""

@@ -36,8 +36,11 @@ from .collapse import collapse
 from .exits import refused_start, warn_of_exit, warn_of_garbage
 from .launch import Launcher
 from .ledger import Ledger
+from .lending import REST_S, Lending
 from .link import Link
 from .links import Links, unreachable
+from .loans import Lender, Returned
+from .performer import Performer
 from .queries import Query, refuse_late
 from .quiet import QuietLogger, quietly
 from .settling import Settler
@@ -94,6 +97,11 @@ class Manager:
         self._deadline: float | None = None
         self._closed = False
         self._settler = Settler(adapter, ledger, config, name, self._answers.append)
+        self.lender = Lender(ledger, inbox, self._links.pause)
+        shapes = type(adapter).process_response is not Adapter.process_response
+        self._lending = Lending(
+            self.lender, self._links, scheduler, self._handle, self._take_arrivals, shapes
+        )
         self._watchdog = watchdog_factory(
             name, inbox.post, kill_grace_s=config.kill_grace_s, stderr_tail_bytes=config.stderr_tail_bytes
         )
@@ -107,18 +115,19 @@ class Manager:
             r.WatchdogFailed: self._watchdog_failed,
             Query: lambda query: query.answer(self._scheduler),
             m.Cancelled: self._cancelled,
+            Returned: self._lending.returned,
         }
-        self._acts: dict[type, Callable[[Any], None]] = {
-            m.Dispatch: self._dispatch,
-            m.Spawn: self._spawn,
-            m.Condemn: self._condemn,
-            m.TakeBack: self._take_back,
-            m.EndSession: self._end_session,
-            m.Forget: lambda action: self._links.remove(action.worker.worker_id),
-            m.Break: lambda action: ledger.refuse_with(action.error),
-            m.Heal: lambda _: ledger.refuse(None),
-            m.Close: lambda _: setattr(self, "_closed", True),
-        }
+        self._performer = Performer(
+            scheduler,
+            self._links,
+            ledger,
+            inbox,
+            launcher,
+            self._watchdog,
+            self._answers.append,
+            config.shutdown_grace_s,
+        )
+        self._acts = self._performer.acts() | {m.Close: lambda _: setattr(self, "_closed", True)}
 
     # Other threads ----------------------------------------------------------------------------------
 
@@ -203,6 +212,8 @@ class Manager:
         # next request is chosen among all of them
         # (tests/integration/test_races.py::test_what_was_accepted_comes_before_a_reply).
         posted = self._posted = self._inbox.drain()
+        if self.lender:
+            self._lending.recall()
         while posted:
             item = posted.popleft()
             self._current = (item,)
@@ -237,6 +248,9 @@ class Manager:
             self._handle(m.DeadlinePassed())
             deadline = self._scheduler.next_deadline()
         self._deadline = deadline
+        if self._lending.lend():
+            rest = monotonic_s() + REST_S
+            self._deadline = rest if deadline is None else min(deadline, rest)
         self._publish()
         self._settler.settle()
 
@@ -261,57 +275,8 @@ class Manager:
             self._act(self._scheduler.handle(self._answers.popleft(), monotonic_s()))
 
     def _publish(self) -> None:
-        lifecycle = self._scheduler.lifecycle
-        census = self._scheduler.board.workers.census()
-        self._ledger.publish((*census, lifecycle.restarts, lifecycle.recycled))
-
-    # Actions ----------------------------------------------------------------------------------------
-
-    def _dispatch(self, action: m.Dispatch) -> None:
-        self._ledger.sent(action.requests)
-        pid = action.worker.pid
-        for request in action.requests:
-            if request.future is not None:
-                request.future._pid = pid
-        link = self._links.get(action.worker.worker_id)
-        if link is None:
-            raise InternalError(f"{action.worker!r} has no link")
-        link.send(action.requests)
-        if link.channel.request_fd is None:
-            # Posted, since the scheduler is in the middle of an event.
-            self._inbox.post(unreachable(link))
-        if link.channel.wants_write:
-            self._links.watch_writes(link)
-
-    def _spawn(self, action: m.Spawn) -> None:
-        self._watchdog.spawn(action.worker.worker_id, self._launcher.spec_for(action.worker))
-
-    def _condemn(self, action: m.Condemn) -> None:
-        worker_id = action.worker.worker_id
-        link = self._links.get(worker_id)
-        if action.kill:
-            self._watchdog.kill(worker_id)
-        elif action.polite:
-            if link is not None:
-                link.channel.close_requests()
-            self._watchdog.condemn(worker_id, grace_s=self._config.shutdown_grace_s)
-        else:
-            self._watchdog.condemn(worker_id, grace_s=0.0)
-        if link is not None:
-            self._links.watch_writes(link)
-
-    def _take_back(self, action: m.TakeBack) -> None:
-        link = self._links.get(action.worker.worker_id)
-        count = 0 if link is None else link.channel.take_back(action.count)
-        self._ledger.put_back(list(action.worker.sent)[len(action.worker.sent) - count :])
-        # Told to the scheduler once the actions at hand are done: they were decided before.
-        self._answers.append(m.TakenBack(action.worker.worker_id, count))
-
-    def _end_session(self, action: m.EndSession) -> None:
-        link = self._links.get(action.worker.worker_id)
-        if link is not None:
-            link.end_session(action.session_id)
-            self._links.watch_writes(link)
+        told = self.lender.told_locked if self.lender.has_untold else None
+        self._ledger.publish(self._performer.numbers(), told)
 
     # Workers ----------------------------------------------------------------------------------------
 
@@ -345,6 +310,8 @@ class Manager:
 
     def _exited(self, event: r.Exited) -> None:
         link = self._links.get(event.worker_id)
+        if link is not None and link.put_off(self._exited, event):
+            return
         worker = self._scheduler.worker(event.worker_id)
         if link is not None and worker is not None:
             # RACE: 1. the worker writes its reply and exits, 2. the exit is seen before the reply was read.
@@ -366,6 +333,8 @@ class Manager:
         raise InternalError(f"the watchdog failed: {event.error!r}") from event.error
 
     def _receive(self, link: Link) -> None:
+        if link.away:
+            return
         arrivals = link.receive()
         if arrivals:
             self._take_arrivals(link, arrivals)
@@ -383,6 +352,7 @@ class Manager:
         while left:
             replies = [] if worker is None else take_answers(worker, left)
             if replies:
+                self._lending.answered(link)
                 self._handle(m.Replied(worker_id, replies[0].error, len(replies)), replies)
                 continue
             arrival = left.popleft()
@@ -403,6 +373,7 @@ class Manager:
         """Release everything; the watchdog ends once its last process is gone."""
         quietly(self._watchdog.stop)
         quietly(self._watchdog.join)
+        quietly(self._lending.close)
         quietly(self._links.close)
         lifecycle = self._scheduler.lifecycle
         quietly(self._ledger.publish, (0, 0, 0, 0, lifecycle.restarts, lifecycle.recycled))

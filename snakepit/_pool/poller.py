@@ -30,6 +30,13 @@ class Poller(Protocol[T]):
             edges: Whether each write to it is an edge.
         """
 
+    @property
+    def can_pause(self) -> bool:
+        """Whether ``pause`` works, from any thread."""
+
+    def pause(self, fd: int, paused: bool) -> None:
+        """Report only the end of the stream of a descriptor that is watched for reading; or all again."""
+
     def unwatch(self, fd: int) -> None:
         """Watch it no more; unknown ones are ignored, also such that are closed already."""
 
@@ -58,6 +65,14 @@ class _Epoll(Generic[T]):
         self._owners[fd] = (owner, False)
         self._epoll.register(fd, select.EPOLLIN | select.EPOLLET)
         return True
+
+    @property
+    def can_pause(self) -> bool:
+        return True
+
+    def pause(self, fd: int, paused: bool) -> None:
+        if fd in self._owners:
+            self._epoll.modify(fd, 0 if paused else select.EPOLLIN)
 
     def unwatch(self, fd: int) -> None:
         if self._owners.pop(fd, None) is not None:
@@ -88,6 +103,13 @@ class _Selector(Generic[T]):
     def watch_wake(self, fd: int, owner: T, *, edges: bool) -> bool:
         self.watch(fd, owner)
         return False
+
+    @property
+    def can_pause(self) -> bool:
+        return False
+
+    def pause(self, fd: int, paused: bool) -> None:
+        raise NotImplementedError("standard selectors are not to be changed by other threads")
 
     def unwatch(self, fd: int) -> None:
         try:

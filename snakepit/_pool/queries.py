@@ -14,6 +14,7 @@ from .._core.model import Worker
 from .._core.scheduler import Scheduler
 from .._supervision import reports as r
 from .channel import Channel
+from .loans import Returned
 
 __all__ = ("Query", "describe_worker", "refuse_late")
 
@@ -73,3 +74,5 @@ def refuse_late(item: object, error: BaseException | None = None) -> None:
             item.waiter.set_exception(error or RuntimeError("the pool is shut down"))
     elif isinstance(item, r.Spawned):
         Channel(item.request_fd, item.reply_fd, item.claim_read_fd, item.claim_write_fd).close()
+    elif isinstance(item, Returned):
+        item.loan.link.channel.close()

@@ -32,8 +32,7 @@ class OptionsView:
 
     def execute(self, command: str | Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         """Do the same as ``submit`` and return the result."""
-        self._executor._intake.refuse_to_wait("execute()")
-        return self.submit(command, *args, **kwargs).result()
+        return self._executor._intake.execute(command, args, kwargs, self._options)
 
     def map(
         self,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import _base
 from contextlib import contextmanager
 from itertools import count
@@ -68,8 +68,8 @@ class Record:
 class WatchedFuture(SnakepitFuture):
     """A pool's future that notes each settlement; one that comes too late is noted before it is refused."""
 
-    def __init__(self, ledger: Ledger) -> None:
-        super().__init__(ledger)
+    def __init__(self, ledger: Ledger, request: Request | None = None) -> None:
+        super().__init__(ledger, request)
         self.record = Record()
         self._cancelling: dict[int, bool] = {}
 
@@ -97,7 +97,15 @@ class WatchedFuture(SnakepitFuture):
         if self.done():
             self.record.refused.append(what)
 
+    def end_unwatched_locked(self, result: Any, exception: BaseException | None) -> None:
+        super().end_unwatched_locked(result, exception)
+        self._note_end()
+
     def _invoke_callbacks(self) -> None:
+        self._note_end()
+        super()._invoke_callbacks()  # type: ignore[misc]
+
+    def _note_end(self) -> None:
         # Every way to settle a future comes here, once, on the thread that settled it.
         record = self.record
         if self._state == _base.CANCELLED_AND_NOTIFIED:
@@ -112,7 +120,6 @@ class WatchedFuture(SnakepitFuture):
             record.value = _small(self._result)  # type: ignore[attr-defined]
         record.pid = self.pid
         record.ends.append(end)
-        super()._invoke_callbacks()  # type: ignore[misc]
 
 
 def _small(value: Any) -> Any:
@@ -132,7 +139,16 @@ class Book:
 
     def follow(self, ledger: Ledger) -> None:
         """Write down what this pool accepts from now on."""
-        admit, admit_failed = ledger.admit, ledger.admit_failed
+        admit, admit_failed, admit_direct = ledger.admit, ledger.admit_failed, ledger.admit_direct
+
+        def watched_admit_direct(request: Request, take: Callable[[], bool]) -> bool:
+            record = request.future.record
+            record.rids = _rids(request.content)
+            record.weight, record.session = request.weight, request.session_id
+            admitted = admit_direct(request, take)
+            if admitted:
+                self.records.append(record)
+            return admitted
 
         def watched_admit(request: Request, **options: Any) -> None:
             record = request.future.record
@@ -152,6 +168,7 @@ class Book:
             self.failed_at_once += request.weight
 
         ledger.admit, ledger.admit_failed = watched_admit, watched_admit_failed  # type: ignore[method-assign]
+        ledger.admit_direct = watched_admit_direct  # type: ignore[method-assign]
 
     def counts(self) -> dict[str, int]:
         """Return what the pool's counters have to be once every request has ended."""

@@ -56,7 +56,7 @@ def test_reply_and_cancel_in_either_order(inbox: Inbox, order: list[str]) -> Non
     ledger.admit(request, block=False, deadline=None)
     future.claim()
     request.started_at = 0.0
-    ledger.sent((request,))
+    ledger.sent((request,), (1, 0, 1, 0, 0, 0))
     ledger.lock = LyingLock(ledger.lock, order)  # type: ignore[assignment]  # stands in for it
 
     # Settled only after both have ended, so that cancel() finds the future running in either order.

@@ -301,7 +301,7 @@ class Witness(Bench):
     def _dispatch(self, action: m.Dispatch) -> None:
         self.served.add(action.worker.worker_id)
         super()._dispatch(action)
-        self.ledger.sent(action.requests)
+        self.ledger.sent(action.requests, (0, 0, 0, 0, 0, 0))
         for request in action.requests:
             assert request not in self.never, f"{request!r} is dispatched, and was never to run"
             self.in_pipe.add(request)

@@ -1,0 +1,210 @@
+"""Idle workers that callers' threads may use for a call of their own, without the pool's thread on the way.
+
+A sequential caller would wait for two changes of threads a call: from its own to the manager's, and back.  So
+the manager lends a worker that has just answered and has nothing more to do (`_pool/lending`).  A caller that
+finds one sends its request and reads the answer itself (`_pool/direct`).  Before the manager handles anything it
+recalls every loan: while the scheduler decides, it sees all workers as they are.
+
+    resting -take, admit-> in hands (a caller writes, then reads) -finish-> resting
+                             | lay_down ^ pick_up
+                             v          |
+                          laid down: nobody reads yet, the manager watches
+    any of them -recall-> the manager's; what is in hands then comes back as ``Returned``
+
+Shared by the manager's thread and callers'; owns what is lent.
+"""
+
+from __future__ import annotations
+
+import select
+from collections.abc import Callable, Iterable
+
+import attrs
+
+from .._core.model import Outcome, Request, RequestState
+from .._inbox import Inbox
+from .arrivals import Arrival, Reply
+from .ledger import Ledger
+from .link import Link
+
+__all__ = ("Lender", "Loan", "Returned")
+
+
+class Loan:
+    """One lent worker.
+
+    Attributes:
+        lender: Whose.
+        link: Used by whoever has the loan in hands, and by nobody else.
+        request: Sent, or about to be, and not answered; None while it rests.
+        in_hands: A caller's thread writes or reads.
+        recalled: The manager has it back, or will when it leaves the caller's hands.
+        served: Calls that were answered since it was lent.
+    """
+
+    __slots__ = ("_poll", "in_hands", "lender", "link", "recalled", "request", "served")
+
+    def __init__(self, lender: Lender, link: Link) -> None:
+        self.lender = lender
+        self.link = link
+        self.request: Request | None = None
+        self.in_hands = False
+        self.recalled = False
+        self.served = 0
+        self._poll = select.poll()
+        self._poll.register(link.channel.reply_fd, select.POLLIN)
+
+    def has_arrivals(self, limit_ms: float) -> bool:
+        """Wait at most so long for something to read, or for the end of the stream."""
+        return bool(self._poll.poll(limit_ms))
+
+
+@attrs.frozen(eq=False)
+class Returned:
+    """A caller gives a loan back, with what it has read and nobody has handled.
+
+    Attributes:
+        torn: What was raised while the caller read: bytes of the worker may be lost.  Or None.
+    """
+
+    loan: Loan
+    arrivals: list[Arrival]
+    torn: BaseException | None = None
+
+
+class Lender:
+    """The loans of one pool.
+
+    Args:
+        ledger: Its lock protects them.
+        inbox: Where loans come back.
+        pause: Called with a link, and whether the manager is to leave its replies unread; from any thread.
+    """
+
+    # LOCK: the ledger's protects `_lent`, `_told` and the attributes of loans.
+    # INVARIANT: `_resting` holds loans of `_lent` without a request; popped without the lock, so that one may be in
+    # nobody's list for a moment: then it is of no use to anybody until `admit`, which finds `recalled`.
+    # INVARIANT: `_untold` holds the loans that were recalled since the pool's numbers were published last.
+    def __init__(self, ledger: Ledger, inbox: Inbox, pause: Callable[[Link, bool], None]) -> None:
+        self._ledger = ledger
+        self._inbox = inbox
+        self._pause = pause
+        self._lent: list[Loan] = []
+        self._resting: list[Loan] = []
+        self._untold: list[Loan] = []
+        ledger.direct_calls = self._calling
+
+    def _calling(self) -> int:
+        return sum(loan.request is not None for loan in (*self._lent, *self._untold))
+
+    # Callers ----------------------------------------------------------------------------------------
+
+    @property
+    def has_resting(self) -> bool:
+        """True when it is worth while to ask for a loan."""
+        return bool(self._resting)
+
+    def take(self) -> Loan | None:
+        """Return a loan that rests, or None."""
+        try:
+            loan = self._resting.pop()
+        except IndexError:
+            return None
+        # What nobody asked for is the manager's to judge, which looks at it when the request is posted.
+        return None if loan.has_arrivals(0) else loan
+
+    def admit(self, loan: Loan, request: Request) -> bool:
+        """Let a request in that will be sent by its caller; False: it has to be posted."""
+        if self._ledger.admit_direct(request, lambda: self._occupy(loan, request)):
+            return True
+        with self._ledger.lock:
+            if not loan.recalled:
+                self._resting.append(loan)
+        return False
+
+    @staticmethod
+    def _occupy(loan: Loan, request: Request) -> bool:
+        if loan.recalled:
+            return False
+        loan.request, loan.in_hands = request, True
+        return True
+
+    def lay_down(self, loan: Loan) -> bool:
+        """Let the manager read the answer if nobody else does first; False when the loan was recalled."""
+        self._pause(loan.link, False)
+        with self._ledger.lock:
+            if loan.recalled:
+                return False
+            loan.in_hands = False
+        return True
+
+    def pick_up(self, loan: Loan, request: Request) -> bool:
+        """Take what was laid down into one's hands again; False when the answer is somebody else's to read."""
+        with self._ledger.lock:
+            if loan.request is not request or loan.in_hands or loan.recalled:
+                return False
+            loan.in_hands = True
+        self._pause(loan.link, True)
+        return True
+
+    def finish(self, loan: Loan, reply: Reply) -> bool:
+        """End a call with its answer; False when that is the manager's business."""
+        value, error = reply.load()
+        request = reply.request
+        future = request.future
+        with self._ledger.lock:
+            # Who ends a future that others watch may run their code: only the pool's own thread does.
+            if loan.recalled or future.is_watched:
+                reply.value, reply.error, reply.pickled = value, error, None
+                return False
+            loan.request, loan.in_hands = None, False
+            loan.served += 1
+            self._resting.append(loan)
+            request.state = RequestState.DONE
+            request.content = None
+            if self._ledger.settle_locked(request, Outcome.COMPLETED if error is None else Outcome.ERROR):
+                future.end_unwatched_locked(value, error)
+        return True
+
+    def give_back(self, returned: Returned) -> None:
+        """Leave a loan and its request to the manager."""
+        if not self._inbox.post(returned):
+            # The pool has ended, and left the descriptors open for this thread.
+            returned.loan.link.channel.close()
+
+    # The manager ------------------------------------------------------------------------------------
+
+    def __bool__(self) -> bool:
+        """True while something is lent."""
+        return bool(self._lent)
+
+    def lend(self, links: Iterable[Link]) -> None:
+        """THREAD: manager.  Lend these workers, which are idle."""
+        for link in links:
+            self._pause(link, True)
+            loan = Loan(self, link)
+            with self._ledger.lock:
+                self._lent.append(loan)
+                self._resting.append(loan)
+
+    def recall(self) -> list[Loan]:
+        """THREAD: manager.  Recall every loan; those that are not in anybody's hands are watched again."""
+        with self._ledger.lock:
+            loans, self._lent = self._lent, []
+            self._resting.clear()
+            self._untold += loans
+            for loan in loans:
+                loan.recalled = True
+        for loan in loans:
+            if not loan.in_hands:
+                self._pause(loan.link, False)
+        return loans
+
+    def told_locked(self) -> None:
+        """LOCK: held.  Note that the pool's numbers know of all that was recalled."""
+        self._untold = []
+
+    @property
+    def has_untold(self) -> bool:
+        """True when loans were recalled since the numbers were published last."""
+        return bool(self._untold)
