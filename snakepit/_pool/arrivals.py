@@ -6,12 +6,15 @@ Made by the link on the manager's thread; owned by whoever handles them.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from typing import Any
 
 import attrs
 
 from .._core.model import Request, RequestKind, RequestState, Worker
 from .._wire import callables as _callables
+from .._wire.blocks import recycle
+from .._wire.frames import Buffer
 
 __all__ = ("Arrival", "Garbled", "Refused", "Reply", "Shaken", "SteppedOver", "take_answers")
 
@@ -40,13 +43,13 @@ class Reply:
         request: That request.
         error: What it failed with, or None.
         value: The result, unless ``pickled`` holds it.
-        pickled: (kind, body) of a callable's reply that is not loaded yet, or None.
+        pickled: (kind, body, buffers) of a callable's reply that is not loaded yet, or None.
     """
 
     request: Request
     error: BaseException | None
     value: Any = None
-    pickled: tuple[str, memoryview] | None = None
+    pickled: tuple[str, memoryview, Sequence[Buffer]] | None = None
 
     @property
     def good(self) -> bool:
@@ -57,7 +60,10 @@ class Reply:
         """Return (value, None) or (None, error); a failing unpickle is an error of this request only."""
         if self.pickled is None:
             return self.value, self.error
-        return _callables.load_reply(*self.pickled)
+        kind, body, buffers = self.pickled
+        loaded = _callables.load_reply(kind, body, buffers)
+        recycle(body)
+        return loaded
 
 
 @attrs.frozen(eq=False)

@@ -15,8 +15,10 @@ from typing import Any
 from .._core.model import Request
 from .._text import escape_text, show
 from .._wire import callables as _callables
+from .._wire.frames import Buffer
 from .._wire.messages import (
     CommandContent,
+    Message,
     MessageDecoder,
     encode_command,
     encode_message,
@@ -24,6 +26,7 @@ from .._wire.messages import (
     encode_pickle,
     joined,
 )
+from .._wire.pickled import Pickled
 from ..config import PoolConfig
 from ..errors import (
     EncodeError,
@@ -32,7 +35,7 @@ from ..errors import (
     WorkerDied,
 )
 from .arrivals import Arrival, Garbled, Refused, Reply, Shaken, SteppedOver
-from .channel import Channel
+from .channel import READ_BYTES, Channel
 from .remote_errors import command_error
 
 __all__ = ("CallContent", "Link")
@@ -45,6 +48,9 @@ _MAX_LOG_CHARS = 8192
 
 _SPARE_REPLIES = 100
 """Arbitrary: a worker that answers twice now and then is borne, one that never stops answering is not."""
+
+_READS_PER_TURN = 16
+"""Reads before the other workers get their turn.  Arbitrary."""
 
 _worker_log = logging.getLogger("snakepit.worker")
 _LEVELS = {
@@ -71,7 +77,11 @@ class CallContent:
     __slots__ = ("body", "encode", "kind", "session_id")
 
     def __init__(
-        self, kind: str, encode: Callable[[], bytes], body: bytes | None, session_id: str | None = None
+        self,
+        kind: str,
+        encode: Callable[[], bytes | Pickled],
+        body: bytes | Pickled | None,
+        session_id: str | None = None,
     ) -> None:
         self.kind = kind
         self.encode = encode
@@ -139,7 +149,7 @@ class Link:
         self._open.append((self._take_id(), None, None))
         buffers = encode_message(content, 0, timestamp=self._level == 0)
         if preparation is not None:
-            buffers += encode_pickle(preparation, b"", self._config.max_frame_bytes)
+            buffers += encode_pickle((preparation,), self._config.max_frame_bytes)
         self.channel.send(buffers)
 
     def send(self, requests: Sequence[Request]) -> None:
@@ -147,15 +157,15 @@ class Link:
         ahead = sum(request.ahead for request in requests)
         if ahead:
             self.channel.grant(ahead)
-        buffers: list[bytes] = []
+        buffers: list[Buffer] = []
         for request in requests:
             buffers += self._encode(request)
         self.channel.send(buffers if len(buffers) == 1 else joined(buffers))
 
-    def _encode(self, request: Request) -> list[bytes]:
+    def _encode(self, request: Request) -> list[Buffer]:
         request_id = self._take_id()
         error: BaseException | None = None
-        buffers: list[bytes] | None = None
+        buffers: list[Buffer] | None = None
         try:
             content = request.content
             if isinstance(content, CommandContent):
@@ -171,7 +181,7 @@ class Link:
         self._open.append((request_id, request, error))
         return buffers
 
-    def _encode_command(self, content: CommandContent, request: Request, request_id: int) -> list[bytes]:
+    def _encode_command(self, content: CommandContent, request: Request, request_id: int) -> list[Buffer]:
         known = self._capabilities
         if content.raw and "attachments" not in known:
             raise EncodeError(
@@ -187,7 +197,7 @@ class Link:
             max_frame_bytes=self._config.max_frame_bytes,
         )
 
-    def _encode_call(self, content: CallContent, request: Request, request_id: int) -> list[bytes]:
+    def _encode_call(self, content: CallContent, request: Request, request_id: int) -> list[Buffer]:
         body = content.body if content.body is not None else content.encode()
         header = _callables.request_header(
             request_id, content.session_id, self._deadline_ms(request), request.ahead, content.kind
@@ -197,7 +207,9 @@ class Link:
                 f"{request.command}: {len(body)} bytes of pickled call"
                 f" (max_message_bytes is {self._config.max_message_bytes})"
             )
-        return encode_pickle(header, body, self._config.max_frame_bytes)
+        if isinstance(body, Pickled):
+            return encode_pickle((header, *body.parts), self._config.max_frame_bytes, body.buffers)
+        return encode_pickle((header, body), self._config.max_frame_bytes)
 
     @staticmethod
     def _deadline_ms(request: Request) -> int | None:
@@ -219,11 +231,11 @@ class Link:
         Args:
             drain: Read until the pipe is empty: the worker has ended.
         """
-        data = self.channel.drain() if drain else self.channel.receive()
-        if self._deaf:
-            return []
         arrivals: list[Arrival] = []
-        for message in self._decoder.feed(data):
+        if self._deaf:
+            self.channel.receive()
+            return arrivals
+        for message in self._read(drain):
             try:
                 arrival = self._take(message)
             except Exception as error:
@@ -236,6 +248,27 @@ class Link:
             self._deaf = True
             arrivals.append(Garbled(self.lost()))
         return arrivals
+
+    def _read(self, drain: bool) -> list[Message]:
+        """Return the messages that are complete; what is long is read to where it will stay."""
+        decoder, channel = self._decoder, self.channel
+        if drain:
+            return decoder.feed(channel.drain())
+        messages: list[Message] = []
+        for _ in range(_READS_PER_TURN):
+            room = decoder.room()
+            if room is None:
+                data = channel.receive()
+                messages += decoder.feed(data)
+                # A pipe gives what it has: a short read means that it is empty now.
+                if len(data) < READ_BYTES and decoder.room() is None:
+                    break
+            else:
+                count = channel.receive_into(room)
+                messages += decoder.wrote(count)
+                if not count:
+                    break
+        return messages
 
     def finish(self) -> Exception | None:
         """Return the error of a stream that ended inside a frame, or None."""
@@ -257,8 +290,8 @@ class Link:
         result.__cause__ = error
         return Garbled(result)
 
-    def _take(self, message: dict[str, Any] | bytes) -> Arrival | None:
-        if isinstance(message, bytes):
+    def _take(self, message: Message) -> Arrival | None:
+        if isinstance(message, list):
             return self._take_pickle(message)
         kind = message.get("type")
         if kind == "log":
@@ -288,8 +321,8 @@ class Link:
             error = command_error(message.get("error"))
         return Reply(request, error, None if error is not None else message.get("result"))
 
-    def _take_pickle(self, message: bytes) -> Arrival | None:
-        request_id, kind, body = _callables.decode_reply(message)
+    def _take_pickle(self, message: list[Buffer]) -> Arrival | None:
+        request_id, kind, body = _callables.decode_reply(message[0])
         if not self._is_next(request_id):
             return None
         _, request, error = self._open.popleft()
@@ -297,7 +330,7 @@ class Link:
             return SteppedOver()
         if request is None:
             raise ProtocolError("a pickle in the place of the handshake")
-        return Reply(request, error, pickled=None if error is not None else (kind, body))
+        return Reply(request, error, pickled=None if error is not None else (kind, body, message[1:]))
 
     def _is_next(self, request_id: int) -> bool:
         """Say whether a reply is for the oldest open frame; False for a late one, which is dropped."""
