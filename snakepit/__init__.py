@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+TYPE_CHECKING = False  # as typing says; that module alone would take longer than all of this one
 
 if TYPE_CHECKING:
     from . import adapters, config, errors, executor, sessions, telemetry  # noqa: F401  # as _MODULES says

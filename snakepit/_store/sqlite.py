@@ -6,7 +6,6 @@ Runs on the threads of the store's callers; owns the connection.  A row is addre
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import stat
@@ -20,7 +19,7 @@ from .backends import Table
 from .locks import Mutex, watch_forks
 from .records import Row
 
-if TYPE_CHECKING:  # imported where a file is opened: most programs never need it
+if TYPE_CHECKING:  # imported where a file is opened, as json is: most programs never need them
     import sqlite3
 
 __all__ = ("MAX_DEPTH", "SCHEMA_VERSION", "SQLiteBackend")
@@ -59,6 +58,8 @@ class SQLiteBackend:
     name = "sqlite"
 
     def __init__(self, path: str | os.PathLike[str], *, durable: bool = False) -> None:
+        import json
+
         if not isinstance(durable, bool):
             raise TypeError(f"durable must be True or False, not {durable!r}")
         plain: object = os.fspath(path)
@@ -67,6 +68,8 @@ class SQLiteBackend:
         if not plain:
             raise ValueError("path must not be empty")
         self._path = os.path.abspath(plain)  # a later chdir changes nothing, and ":memory:" is a file name
+        self._dumps = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode
+        self._loads = json.loads
         self._mutex = Mutex()
         self._connection: sqlite3.Connection | None = None
         self._durable = durable
@@ -84,7 +87,7 @@ class SQLiteBackend:
             ValueError: JSON would lose or change something; raised here.
         """
         _check_json(value, path, 0)
-        return json.dumps(value, allow_nan=False, separators=(",", ":"))
+        return self._dumps(value)
 
     def decode(self, stored: str) -> Any:
         """Parse JSON text.
@@ -93,7 +96,7 @@ class SQLiteBackend:
             SessionError: It is damaged; raised here.
         """
         try:
-            return json.loads(stored)
+            return self._loads(stored)
         except (ValueError, TypeError) as error:
             raise SessionError(f"{self._path}: a stored value is damaged: {error}") from error
 
