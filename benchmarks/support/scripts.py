@@ -1,0 +1,65 @@
+"""Runs the scripts, each in a process of its own, and reads what they have written."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+BENCHMARKS = Path(__file__).resolve().parents[1]
+ROOT = BENCHMARKS.parent
+
+SCRIPTS = (
+    "latency",
+    "throughput",
+    "maps",
+    "payloads",
+    "startup",
+    "inference",
+    "queued",
+    "scale",
+    "store",
+    "breakeven",
+    "recovery",
+)
+"""In the order of the documentation."""
+
+LIMIT_S = 300.0
+"""A script that takes longer than this hangs; the slowest takes a fifth."""
+
+
+def run(names: Iterable[str], folder: Path, quick: bool) -> list[str]:
+    """Run scripts, and have their results written to ``folder/<name>.json``.
+
+    Returns:
+        The names of those that failed.
+    """
+    failed = []
+    for name in names:
+        file = folder / f"{name}.json"
+        file.unlink(missing_ok=True)
+        command = [sys.executable, str(BENCHMARKS / f"{name}.py"), "--json", str(file), *(["--quick"] if quick else [])]
+        print(f"== {name}", flush=True)
+        began = time.monotonic()
+        try:
+            succeeded = subprocess.run(command, cwd=ROOT, timeout=LIMIT_S, check=False).returncode == 0
+        except subprocess.TimeoutExpired:
+            succeeded = False
+        print(f"== {name}: {'' if succeeded else 'FAILED after '}{time.monotonic() - began:.0f} s\n", flush=True)
+        if not succeeded:
+            failed.append(name)
+    return failed
+
+
+def read(folder: Path, names: Iterable[str] = SCRIPTS) -> dict[str, dict[str, Any]]:
+    """Return the results that there are, by script."""
+    found = {}
+    for name in names:
+        file = folder / f"{name}.json"
+        if file.exists():
+            found[name] = json.loads(file.read_text(encoding="utf-8"))
+    return found
