@@ -394,8 +394,8 @@ def test_doctor_prints_plainly_into_a_pipe(run: Run, tmp_path: Path) -> None:
 
 
 def test_bench_names_every_pool(run: Run) -> None:
-    """``bench`` measures each pool and prints a line for each."""
-    done = run("bench", "--rounds", "1", "--workers", "1")
+    """``bench`` prints a line for each pool, with ratios to the standard library's and their spread."""
+    done = run("bench", "--rounds", "2", "--workers", "1")
 
     assert (0, "") == (done.returncode, done.stderr)
     names = ("snakepit, command", "snakepit, callable", "ThreadPoolExecutor", "ProcessPoolExecutor", "loky ")
@@ -403,3 +403,5 @@ def test_bench_names_every_pool(run: Run) -> None:
         assert 1 == sum(line.startswith(name) for line in done.stdout.splitlines()), name
     [reference] = [line for line in done.stdout.splitlines() if line.startswith("ProcessPoolExecutor")]
     assert 2 == reference.split().count("1.00")
+    [loky] = [line for line in done.stdout.splitlines() if line.startswith("loky ")]
+    assert 2 == len(re.findall(r"\d\.\d\d \(\d+\.\d\d to \d+\.\d\d\)", loky))
