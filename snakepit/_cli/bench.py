@@ -29,6 +29,7 @@ SEQUENTIAL = 500
 FLOOD = 3000
 """Calls in one round, all submitted at once; with the above five rounds take some 20 s on two processors."""
 REFERENCE = "ProcessPoolExecutor"
+_TIMES = ">x faster", ">least", ">most"
 
 
 @attrs.define
@@ -113,29 +114,32 @@ def _peer(name: str, executor: Executor) -> _Contender:
 
 def _show(console: Console, contenders: list[_Contender], workers: int, rounds: int) -> None:
     [reference] = [contender for contender in contenders if contender.name == REFERENCE]
-    columns = ">one call", ">p99", ">x faster", ">flood", ">x faster"
-    table = make_table(console, "pool", *columns, title=f"Against {REFERENCE}, {workers} workers each")
+    calls = make_table(console, "pool", ">median", ">p99", *_TIMES, title="One call after another")
+    floods = make_table(console, "pool", ">calls/s", *_TIMES, title=f"{FLOOD:,} calls at once")
     for contender in contenders:
         p99_s = sorted(contender.latencies_s)[-(-99 * len(contender.latencies_s) // 100) - 1]
-        table.add_row(
+        calls.add_row(
             contender.name,
             f"{1e6 * statistics.median(contender.medians_s):.0f} us",
             f"{1e6 * p99_s:.0f} us",
-            _times(reference.medians_s, contender.medians_s),
-            f"{1 / statistics.median(contender.floods_s):,.0f}/s",
-            _times(reference.floods_s, contender.floods_s),
+            *_times(reference.medians_s, contender.medians_s),
         )
-    console.print(table)
+        floods.add_row(
+            contender.name,
+            f"{1 / statistics.median(contender.floods_s):,.0f}",
+            *_times(reference.floods_s, contender.floods_s),
+        )
+    console.print(calls)
+    console.print(floods)
     console.print(
-        f"Medians of {rounds} rounds, the pools in turn; in brackets the least and the largest of the rounds."
-        f"  A round: {SEQUENTIAL} calls one by one, then {FLOOD} at once by map() with chunks of 1."
+        f"{workers} workers each; medians of {rounds} rounds, the pools in turn.  A round: {SEQUENTIAL} calls one by"
+        f" one, then {FLOOD} at once by map() with chunks of 1.  Faster: than {REFERENCE} in the same round."
         f"  Python {'.'.join(map(str, sys.version_info[:3]))}.",
         soft_wrap=True,
     )
 
 
-def _times(reference: list[float], own: list[float]) -> str:
-    """Return how often the one contains the other, round by round: both had the same moments of the machine."""
+def _times(reference: list[float], own: list[float]) -> tuple[str, str, str]:
+    """Return how often the one contains the other in the same round: the median, the least and the largest."""
     ratios = [theirs / ours for theirs, ours in zip(reference, own, strict=True)]
-    middle, least, most = (f"{value:.2f}" for value in (statistics.median(ratios), min(ratios), max(ratios)))
-    return middle if least == most else f"{middle} ({least} to {most})"
+    return f"{statistics.median(ratios):.2f}", f"{min(ratios):.2f}", f"{max(ratios):.2f}"
