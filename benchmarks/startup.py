@@ -19,7 +19,7 @@ if __name__ == "__main__":  # a worker that is started by spawn imports this fil
     from contextlib import ExitStack
     from pathlib import Path
 
-    from support import loads, peers, tasks
+    from support import ROOT, loads, peers, tasks
     from support.meeting import LIMIT_S, Meeting
     from support.results import Report, figure, median, options, percentile, ratios
 
@@ -101,8 +101,10 @@ def main() -> None:
             "ProcessPoolExecutor, spawn": meets(peers.process_pool),
             "loky": meets(peers.loky_pool),
             "bare interpreters": lambda: interpreters(workers, "-S", "-E", "-c", ""),
-            "import snakepit": lambda: interpreters(1, "-c", "import snakepit"),
-            "one interpreter": lambda: interpreters(1, "-c", ""),
+            "import snakepit": lambda: interpreters(
+                1, "-c", f"import sys; sys.path.insert(0, {ROOT!r}); import snakepit"
+            ),
+            "one interpreter": lambda: interpreters(1, "-c", "import sys"),
         }
         figures = loads.rounds(contenders, given.rounds)
 
