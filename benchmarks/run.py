@@ -20,10 +20,10 @@ MORE_TRIES = 2
 def check(names: list[str], folder: Path, record: Path) -> int:
     """Run, compare, and say which rows are worse, and by how much; returns the exit status."""
     recorded = regressions.read_record(record)
-    rows = recorded["rows"]
-    rows = recorded["rows"] = {row_id: row for row_id, row in rows.items() if row_id.partition(".")[0] in names}
+    rows = {row_id: row for row_id, row in recorded["rows"].items() if row_id.partition(".")[0] in names}
+    recorded["rows"] = rows
     values: dict[str, float] = {}
-    pending = names
+    pending = list(dict.fromkeys(row_id.partition(".")[0] for row_id in rows))
     for attempt in range(1 + MORE_TRIES):
         failed = scripts.run(pending, folder, quick=True)
         if failed:
