@@ -1,6 +1,6 @@
 """How many items a second does ``map`` get through, in chunks of 1, of 100, and when it chooses itself?
 
-python benchmarks/maps.py [--quick] [--json FILE] [--single 6000] [--many 60000] [--rounds 5] [--workers 2]
+python benchmarks/maps.py [--quick] [--json FILE] [--single 6000] [--many 40000] [--rounds 5] [--workers 2]
 
 ``--single`` items travel one by one, ``--many`` where they travel together.
 """
@@ -30,7 +30,7 @@ def main() -> None:
     """Measure and report."""
     given = options(
         __doc__,
-        {"single": 6000, "many": 60000, "rounds": 5, "workers": 2},
+        {"single": 6000, "many": 40000, "rounds": 5, "workers": 2},
         {"single": 2000, "many": 20000, "rounds": 3},
     )
     sample = (

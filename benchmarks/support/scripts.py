@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import subprocess
 import sys
 import time
@@ -48,15 +49,22 @@ def run(names: Iterable[str], folder: Path, quick: bool) -> list[str]:
         file.unlink(missing_ok=True)
         command = [sys.executable, str(BENCHMARKS / f"{name}.py"), "--json", str(file), *(["--quick"] if quick else [])]
         print(f"== {name}", flush=True)
-        began = time.monotonic()
+        began, spent_s = time.monotonic(), processor_time_s()
         try:
             succeeded = subprocess.run(command, cwd=ROOT, timeout=LIMIT_S, check=False).returncode == 0
         except subprocess.TimeoutExpired:
             succeeded = False
-        print(f"== {name}: {'' if succeeded else 'FAILED after '}{time.monotonic() - began:.0f} s\n", flush=True)
+        took = f"{time.monotonic() - began:.0f} s, {processor_time_s() - spent_s:.0f} s of processor time"
+        print(f"== {name}: {'' if succeeded else 'FAILED after '}{took}\n", flush=True)
         if not succeeded:
             failed.append(name)
     return failed
+
+
+def processor_time_s() -> float:
+    """Return what the processes that have ended have used, those that they had started included."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def read(folder: Path, names: Iterable[str] = SCRIPTS) -> dict[str, dict[str, Any]]:
