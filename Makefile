@@ -33,6 +33,10 @@ $(VENV)/.installed-dev: setup.cfg pyproject.toml | $(BIN)/python
 	$(PIP) install -e '.[dev]'
 	@touch $@ $(VENV)/.installed-cli
 
+$(VENV)/.installed-bench: setup.cfg pyproject.toml | $(BIN)/python
+	$(PIP) install -e '.[bench]'
+	@touch $@
+
 .PHONY: demo
 demo: $(VENV)/.installed-cli ## Install into .venv and run the demo
 	$(BIN)/snakepit demo
@@ -111,9 +115,20 @@ coverage: $(VENV)/.installed-dev ## Branch coverage; the pure modules must be co
 docs: $(VENV)/.installed-dev ## Build the documentation, warnings are errors
 	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build/html
 
+# The environment of the tests has none of the peers: they are large.
 .PHONY: bench
-bench: $(VENV)/.installed-dev ## Run each benchmark beside its peers
-	@set -e; for script in benchmarks/[a-z]*.py; do echo "== $$script"; $(BIN)/python $$script; done
+bench: $(VENV)/.installed-bench ## Run every benchmark beside its peers (10 minutes), write docs/performance.md and its plots
+	$(BIN)/python benchmarks/run.py $(ARGS)
+	$(BIN)/python benchmarks/report.py
+
+.PHONY: bench-check
+bench-check: $(VENV)/.installed-bench ## Fail when a ratio is 20 % worse than the recorded one; ARGS="maps store" for some scripts
+	$(BIN)/python benchmarks/run.py --check $(ARGS)
+
+.PHONY: bench-record
+bench-record: $(VENV)/.installed-bench ## Record the ratios of the quick form, which bench-check compares with
+	$(BIN)/python benchmarks/run.py --quick
+	$(BIN)/python benchmarks/report.py --record
 
 .PHONY: repeat
 repeat: $(VENV)/.installed-dev ## The suites 20 times in their own order and 5 times in a random one

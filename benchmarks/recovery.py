@@ -1,6 +1,6 @@
 """How long after SIGKILL of a worker does the pool serve at full size again?
 
-python benchmarks/recovery.py [--rounds 30] [--workers 2]
+python benchmarks/recovery.py [--quick] [--json FILE] [--rounds 8] [--workers 2]
 
 The end of the measure is the moment in which as many calls as the pool has workers run at once: each connects to
 a socket of this process and stays.  Beside it stands what starting such a worker costs at the least:
@@ -15,18 +15,17 @@ import os
 import queue
 import select
 import signal
-import socket
-import sys
 import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import attrs
-from support import peers
+from support import loads, peers, tasks
+from support.meeting import Meeting
+from support.results import Report, figure, median, options, percentile, ratios
 
 from snakepit import CallableAdapter, JavaScriptAdapter, PoolConfig, PythonAdapter, SnakepitExecutor
 from snakepit._core.lanes import Lane
@@ -42,40 +41,6 @@ IDLE_S = 0.1
 """Between the last answer and the kill; arbitrary."""
 LIMIT_S = 15.0
 """A pool that has not come back after that has not recovered; far above any figure here."""
-
-
-def meet(path: str) -> int:
-    """Arrive at the host's socket, stay until it lets go, and return the process id."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-        connection.connect(path)
-        connection.recv(1)
-    return os.getpid()
-
-
-class Meeting:
-    """The host's end of ``meet``."""
-
-    def __init__(self, folder: Path) -> None:
-        self.path = str(folder / "meeting")
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._listener.bind(self.path)
-        self._listener.listen(64)
-        self._listener.settimeout(LIMIT_S)
-
-    def wait(self, count: int) -> None:
-        """Return when so many have arrived, and let them go; raises TimeoutError."""
-        here: list[socket.socket] = []
-        try:
-            for _ in range(count):
-                here.append(self._listener.accept()[0])
-        finally:
-            for connection in here:
-                # A byte, not only the end: a worker that was forked meanwhile holds the connection open too.
-                connection.sendall(b"x")
-                connection.close()
-
-    def close(self) -> None:
-        self._listener.close()
 
 
 class Contender:
@@ -114,16 +79,21 @@ class Contender:
         """Measure each figure once."""
         if self._adapter is not None:
             self.bare.append(bare_start(self._adapter()))
-        self.new.append(peers.timed(self._one_answer))
+        self.new.append(loads.timed(self._one_answer))
         self._together()
         # Idle for certain: where workers share locks, one that is killed right after its answer may hold one.
         time.sleep(IDLE_S)
         os.kill(self._victim(), signal.SIGKILL)
         try:
-            self.recovered.append(peers.timed(self._together))
+            self.recovered.append(loads.timed(self._together))
         except (TimeoutError, BrokenProcessPool, queue.Empty):
             self.failed += 1
             self._pool = self._make(self._workers)
+
+    @property
+    def came_back(self) -> bool:
+        """Every round has a figure."""
+        return bool(self.recovered) and len(self.recovered) == len(self.new)
 
     def _one_answer(self) -> None:
         pool = self._make(1)
@@ -197,44 +167,39 @@ def bare_start(adapter: Adapter) -> float:
     return took_s
 
 
-class _Pebble(peers.PebblePool):
-    def __init__(self, workers: int, method: str) -> None:
-        from pebble import ProcessPool
-
-        self._pool = ProcessPool(max_workers=workers, context=get_context(method))
-
-
-def _breaks(name: str, pool: Any, path: str, meeting: Meeting, workers: int) -> str:
+def _breaks(name: str, pool: Any, path: str, meeting: Meeting, workers: int) -> tuple[str, str]:
     """Say what a pool that does not recover does instead."""
-    futures = [pool.submit(meet, path) for _ in range(workers)]
+    futures = [pool.submit(tasks.meet, path) for _ in range(workers)]
     meeting.wait(workers)
     os.kill(futures[0].result(LIMIT_S), signal.SIGKILL)
     try:
         for _ in range(100):
-            pool.submit(peers.nothing).result(LIMIT_S)
+            pool.submit(tasks.nothing).result(LIMIT_S)
     except BrokenProcessPool as error:
-        return f"{name} does not recover: {type(error).__name__} for every later call"
+        return name, f"{type(error).__name__} for every later call"
     finally:
         pool.shutdown()
-    return f"{name} served on"
+    return name, "served on"
 
 
 def main() -> None:
     """Measure and print."""
-    given = peers.options(__doc__ or "", rounds=30, workers=2)
+    given = options(__doc__, {"rounds": 8, "workers": 2}, {"rounds": 3})
+    sample = f"{given.rounds} interleaved rounds, one idle worker of {given.workers} killed in each"
+    report = Report("recovery", sample, given)
     handlers = peers.HERE / "bench_handlers"
     python = lambda: PythonAdapter(f"{handlers}.py")  # noqa: E731  # three of a kind, told apart by name
     node = lambda: JavaScriptAdapter(f"{handlers}.cjs")  # noqa: E731
     # Full size from the start, as the others have it.
     config = PoolConfig(min_workers=given.workers)
     with tempfile.TemporaryDirectory() as folder:
-        meeting = Meeting(Path(folder))
+        meeting = Meeting(Path(folder), LIMIT_S)
 
         def contender(
             name: str, make: Callable[[int], Any], adapter: Callable[[], Adapter] | None, command: bool
         ) -> Contender:
             def call(path: str) -> tuple[Any, ...]:
-                return ("meet", {"path": path}) if command else (meet, path)
+                return ("meet", {"path": path}) if command else (tasks.meet, path)
 
             return Contender(name, make, call, adapter, meeting, given.workers)
 
@@ -247,14 +212,14 @@ def main() -> None:
                 CallableAdapter,
                 False,
             ),
-            contender("pebble (fork)", lambda n: _Pebble(n, "fork"), None, False),
-            contender("pebble (spawn)", lambda n: _Pebble(n, "spawn"), None, False),
+            contender("pebble (fork)", lambda n: peers.PebblePool(n, "fork"), None, False),
+            contender("pebble (spawn)", peers.PebblePool, None, False),
         ]
         for each in contenders:
             each.round()
             for figures in (each.bare, each.new, each.recovered):
                 figures.clear()
-        peers.rounds({each.name: lambda each=each: peers.timed(each.round) for each in contenders}, given.rounds)  # type: ignore[misc]
+        loads.rounds({each.name: lambda each=each: loads.timed(each.round) for each in contenders}, given.rounds)
         for each in contenders:
             each.close()
         notes = [
@@ -262,40 +227,40 @@ def main() -> None:
             _breaks("loky", peers.loky_pool(given.workers), meeting.path, meeting, given.workers),
         ]
         meeting.close()
-    sample = f"{given.rounds} interleaved rounds, one idle worker of {given.workers} killed in each"
-    print(peers.header("recovery.py", sample), end="\n\n")
+    for each in contenders:
+        name = each.name.replace("snakepit, ", "").replace(" (", "_").rstrip(")").lower()
+        if each.came_back and each.bare:
+            question = f"{each.name}: SIGKILL of a worker to full size"
+            report.row(f"{name}_bare", question, ratios(each.recovered, each.bare), against="a bare start of it")
+        if each.came_back:
+            question = f"{each.name}: SIGKILL of a worker to full size"
+            report.row(f"{name}_pool", question, ratios(each.recovered, each.new), against="a new pool of one")
     columns = (
         "contender",
         "bare start, median ms",
         "new pool of one to its first answer, median ms",
         "kill to full size, median ms",
         "p99 ms",
-        "/ bare start, round by round",
-        "/ new pool, round by round",
         "did not come back",
     )
-    print(peers.table(columns, [_row(each) for each in contenders]))
-    print()
-    for note in notes:
-        print(f"- {note}")
+    report.table("Starts and recoveries", columns, [_cells(each) for each in contenders])
+    report.table("Without recovery", ("pool", "after a kill"), notes)
+    report.finish()
 
 
-def _row(each: Contender) -> tuple[str, ...]:
+def _cells(each: Contender) -> tuple[str, ...]:
     def milliseconds(values: list[float]) -> str:
-        return f"{peers.median(values) * 1e3:.1f}" if values else ""
+        return figure(median(values) * 1e3) if values else ""
 
-    complete = len(each.recovered) == len(each.new)
     return (
         each.name,
         milliseconds(each.bare),
         milliseconds(each.new),
         milliseconds(each.recovered),
-        f"{peers.percentile(each.recovered, 0.99) * 1e3:.1f}" if each.recovered else "",
-        f"{peers.median_ratio(each.recovered, each.bare):.2f}" if each.bare and complete else "",
-        f"{peers.median_ratio(each.recovered, each.new):.2f}" if complete else "",
+        figure(percentile(each.recovered, 0.99) * 1e3) if each.recovered else "",
         str(each.failed),
     )
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

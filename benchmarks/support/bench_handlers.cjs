@@ -5,6 +5,8 @@ const net = require("net");
 
 exports.nothing = () => null;
 
+exports.mirror = ({ value }) => value;
+
 // Arrive at the host's socket and stay until it lets go.
 exports.meet = ({ path }) =>
   new Promise((resolve, reject) => {

@@ -17,6 +17,18 @@ def add(a, b):
 
 
 @command
+def increment(number):
+    """Return the next number."""
+    return number + 1
+
+
+@command
+def mirror(value):
+    """Return the value alone; the built-in echo wraps it."""
+    return value
+
+
+@command
 def meet(path):
     """Arrive at the host's socket and stay until it lets go."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:

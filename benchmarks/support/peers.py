@@ -1,47 +1,31 @@
-"""What the benchmarks have in common: the contenders, interleaved rounds, tables.
+"""The contenders, each behind ``submit(fn, *args)`` and ``shutdown()``.
 
-Every script runs all contenders in one process on one machine, in rounds that take turns, and
-prints medians and ratios: absolute figures of a shared machine mean little.
+Peers start their workers by ``spawn``: the host has threads, with which a fork is not safe, and forked workers would
+hold the other contenders' pipes open.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
-import platform
-import statistics
-import struct
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
-from importlib.metadata import version
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from snakepit import PythonAdapter, SnakepitExecutor
-
 HERE = Path(__file__).resolve().parent
-
-
-def nothing() -> None:
-    """Do nothing: what is measured is the way there and back."""
-
-
-def add(a: int, b: int) -> int:
-    """Return the sum: the smallest call that carries something."""
-    return a + b
 
 
 class PebblePool:
     """pebble's process pool behind ``submit``."""
 
-    def __init__(self, workers: int) -> None:
+    def __init__(self, workers: int, method: str = "spawn") -> None:
         from pebble import ProcessPool
 
-        self._pool = ProcessPool(max_workers=workers)
+        self._pool = ProcessPool(max_workers=workers, context=get_context(method))
 
     def submit(self, fn: Callable[..., Any], *args: Any) -> Any:
         """Schedule a call; returns pebble's future."""
@@ -53,69 +37,149 @@ class PebblePool:
         self._pool.join()
 
 
+class _MpireFuture:
+    __slots__ = ("_result",)
+
+    def __init__(self, result: Any) -> None:
+        self._result = result
+
+    def result(self, timeout: float | None = None) -> Any:
+        return self._result.get(timeout)
+
+
+class MpirePool:
+    """mpire's pool behind ``submit`` and ``map``."""
+
+    def __init__(self, workers: int) -> None:
+        from mpire import WorkerPool
+
+        self._pool = WorkerPool(n_jobs=workers, start_method="spawn", keep_alive=True)
+
+    def submit(self, fn: Callable[..., Any], *args: Any) -> _MpireFuture:
+        """Schedule a call; returns what has ``result()``."""
+        return _MpireFuture(self._pool.apply_async(fn, args))
+
+    def map(self, fn: Callable[..., Any], items: Any, chunksize: int) -> list[Any]:
+        """Return the results, in order."""
+        results: list[Any] = self._pool.map(fn, items, chunk_size=chunksize)
+        return results
+
+    def shutdown(self) -> None:
+        """Finish and end."""
+        self._pool.stop_and_join()
+
+
 class RawPipe:
-    """One Python process that echoes JSON frames: the floor under every design with a pipe."""
+    """One process that echoes frames: the floor under every design with a pipe.
 
-    _ECHO = (
-        "import json,os,struct\n"
-        "def read(n):\n"
-        "    data=b''\n"
-        "    while len(data)<n:\n"
-        "        part=os.read(0,n-len(data))\n"
-        "        if not part: raise SystemExit\n"
-        "        data+=part\n"
-        "    return data\n"
-        "while True:\n"
-        "    message=json.loads(read(struct.unpack('>I',read(4))[0]))\n"
-        "    reply=json.dumps({'id':message['id'],'success':True,'result':None}).encode()\n"
-        "    os.write(1,struct.pack('>I',len(reply))+reply)\n"
-    )
+    Args:
+        as_json: Both ends encode and decode JSON; else the request is encoded once and echoed as it is.
+    """
 
-    def __init__(self) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-S", "-c", self._ECHO],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            bufsize=0,
-        )
-
-    def call(self) -> Any:
-        """Send one frame and return the decoded answer."""
+    def __init__(self, as_json: bool = False) -> None:
+        command = [sys.executable, "-S", "-E", str(HERE / "echo_child.py"), *(["json"] if as_json else [])]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
         assert self._process.stdin is not None and self._process.stdout is not None
-        data = json.dumps({"id": 1, "command": "nothing", "args": {}}).encode()
-        os.write(self._process.stdin.fileno(), struct.pack(">I", len(data)) + data)
-        (length,) = struct.unpack(">I", self._process.stdout.read(4))
-        return json.loads(self._process.stdout.read(length))
+        self._in, self._out = self._process.stdin.fileno(), self._process.stdout.fileno()
+        self._as_json = as_json
+        self._frame = b""
+
+    def carry(self, payload: bytes) -> None:
+        """Set what ``echo`` sends."""
+        self._frame = len(payload).to_bytes(4, "big") + payload
+
+    def echo(self) -> bytes | bytearray:
+        """Send the frame and return the answer with its length."""
+        self._write(self._frame)
+        return self._read()
+
+    def add(self, a: int, b: int) -> int:
+        """Have two numbers added, as JSON."""
+        body = json.dumps({"id": 1, "command": "add", "args": {"a": a, "b": b}}).encode()
+        self._write(len(body).to_bytes(4, "big") + body)
+        result: int = json.loads(self._read()[4:])["result"]
+        return result
+
+    def send_many(self, a: int, b: int, count: int) -> None:
+        """Send so many requests to add two numbers in one write; they and their answers must fit the pipe."""
+        frames = []
+        for number in range(count):
+            body = json.dumps({"id": number, "command": "add", "args": {"a": a, "b": b}}).encode()
+            frames.append(len(body).to_bytes(4, "big") + body)
+        self._write(b"".join(frames))
+
+    def receive_many(self, count: int) -> list[int]:
+        """Return the answers to ``send_many``."""
+        results: list[int] = []
+        buffer = b""
+        while len(results) < count:
+            buffer += os.read(self._out, 1 << 16)
+            start = 0
+            while len(buffer) - start >= 4:
+                end = start + 4 + int.from_bytes(buffer[start : start + 4], "big")
+                if end > len(buffer):
+                    break
+                results.append(json.loads(buffer[start + 4 : end])["result"])
+                start = end
+            buffer = buffer[start:]
+        return results
+
+    def _write(self, frame: bytes) -> None:
+        with memoryview(frame) as view:
+            done = 0
+            while done < len(frame):
+                done += os.write(self._in, view[done:])
+
+    def _read(self) -> bytes | bytearray:
+        first = os.read(self._out, 1 << 16)
+        while len(first) < 4:
+            first += os.read(self._out, 1 << 16)
+        size = 4 + int.from_bytes(first[:4], "big")
+        if len(first) == size:
+            return first
+        whole = bytearray(size)
+        done = len(first)
+        whole[:done] = first
+        with memoryview(whole) as view:
+            while done < size:
+                count = os.readv(self._out, [view[done:]])
+                assert count, "the echo has ended"
+                done += count
+        return whole
 
     def shutdown(self) -> None:
         """End the process."""
-        assert self._process.stdin is not None
+        assert self._process.stdin is not None and self._process.stdout is not None
         self._process.stdin.close()
-        self._process.wait(5)
-        assert self._process.stdout is not None
+        self._process.wait(10)
         self._process.stdout.close()
 
 
-def snakepit_callables(workers: int) -> SnakepitExecutor:
+def snakepit_callables(workers: int, **options: Any) -> Any:
     """Return snakepit with callables, as a drop-in user has it."""
-    return SnakepitExecutor(max_workers=workers)
+    from snakepit import SnakepitExecutor
+
+    return SnakepitExecutor(max_workers=workers, **options)
 
 
-def snakepit_commands(workers: int) -> SnakepitExecutor:
+def snakepit_commands(workers: int, **options: Any) -> Any:
     """Return snakepit with commands of a handlers file."""
-    return SnakepitExecutor(PythonAdapter(HERE / "bench_handlers.py"), max_workers=workers)
+    from snakepit import PythonAdapter, SnakepitExecutor
+
+    return SnakepitExecutor(PythonAdapter(HERE / "bench_handlers.py"), max_workers=workers, **options)
 
 
 def loky_pool(workers: int) -> Executor:
     """Return loky's executor (not the reusable one)."""
     from loky import ProcessPoolExecutor as LokyExecutor
 
-    return LokyExecutor(max_workers=workers)
+    executor: Executor = LokyExecutor(max_workers=workers)
+    return executor
 
 
 def process_pool(workers: int) -> ProcessPoolExecutor:
     """Return the standard library's process pool."""
-    return ProcessPoolExecutor(workers)
+    return ProcessPoolExecutor(workers, get_context("spawn"))
 
 
 def thread_pool(workers: int) -> ThreadPoolExecutor:
@@ -123,76 +187,8 @@ def thread_pool(workers: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(workers)
 
 
-def rounds(contenders: dict[str, Callable[[], float]], count: int) -> dict[str, list[float]]:
-    """Run every contender once per round, in turn; return all figures by name."""
-    figures: dict[str, list[float]] = {name: [] for name in contenders}
-    names = list(contenders)
-    for number in range(count):
-        # The order turns with the round, so that nobody always runs after the same neighbour.
-        for name in names[number % len(names) :] + names[: number % len(names)]:
-            figures[name].append(contenders[name]())
-    return figures
-
-
-def timed(function: Callable[[], object]) -> float:
-    """Return the seconds that a call takes."""
-    begin = time.perf_counter()
-    function()
-    return time.perf_counter() - begin
-
-
-def commit() -> str:
-    """Return the checkout's commit, with a mark when it was changed since."""
-    try:
-        name = subprocess.run(
-            ["git", "describe", "--always", "--dirty=+changes"],
-            cwd=HERE,
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=10,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"
-    return name.stdout.strip()
-
-
-def header(script: str, sample: str) -> str:
-    """Return what a figure needs beside it: script, commit, machine, versions, sample."""
-    packages = ", ".join(f"{name} {version(name)}" for name in ("loky", "pebble", "cloudpickle", "msgspec"))
-    return (
-        f"benchmarks/{script} at {commit()}; {platform.machine()}, {os.cpu_count()} processors,"
-        f" {platform.system()} {platform.release()}, CPython {platform.python_version()}, {packages}; {sample}"
-    )
-
-
-def table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    """Return a Markdown table."""
-    names = list(columns)
-    lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
-    lines += ["| " + " | ".join(row) + " |" for row in rows]
-    return "\n".join(lines)
-
-
-def median(values: list[float]) -> float:
-    """Return the median."""
-    return statistics.median(values)
-
-
-def median_ratio(values: list[float], others: list[float]) -> float:
-    """Return the median of the ratios, round by round: both sides of each had the same neighbours."""
-    return statistics.median(value / other for value, other in zip(values, others, strict=True))
-
-
-def percentile(values: list[float], share: float) -> float:
-    """Return the value below which ``share`` of the sample lies."""
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(len(ordered) * share))]
-
-
-def options(description: str, **defaults: int) -> argparse.Namespace:
-    """Parse integer options with these defaults."""
-    parser = argparse.ArgumentParser(description=description)
-    for name, value in defaults.items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=value)
-    return parser.parse_args()
+def warm_up(submit: Callable[[], Any], workers: int) -> None:
+    """Have every worker started and asked: some rounds of more calls at once than there are workers."""
+    for _ in range(5):
+        for future in [submit() for _ in range(10 * workers)]:
+            future.result()

@@ -18,16 +18,18 @@ import attrs
 from rich.console import Console
 
 from ..adapters import PythonAdapter
+from ..errors import InternalError
 from ..executor import SnakepitExecutor
 from .terminal import Meter, make_table
 
 __all__ = ("run_bench",)
 
-SEQUENTIAL = 200
+SEQUENTIAL = 500
 """Calls in one round, each after the answer to the one before."""
-FLOOD = 1000
-"""Calls in one round, all submitted at once."""
+FLOOD = 3000
+"""Calls in one round, all submitted at once; with the above five rounds take some 20 s on two processors."""
 REFERENCE = "ProcessPoolExecutor"
+_TIMES = ">x faster", ">least", ">most"
 
 
 @attrs.define
@@ -36,17 +38,24 @@ class _Contender:
     call: Callable[[], object]
     flood: Callable[[], Iterable[object]]
     latencies_s: list[float] = attrs.Factory(list)
+    # One a round.
+    medians_s: list[float] = attrs.Factory(list)
     floods_s: list[float] = attrs.Factory(list)
 
     def measure(self) -> None:
         """Do one round."""
+        latencies_s = []
         for _ in range(SEQUENTIAL):
             began_at = time.perf_counter()
             self.call()
-            self.latencies_s.append(time.perf_counter() - began_at)
+            latencies_s.append(time.perf_counter() - began_at)
+        self.latencies_s += latencies_s
+        self.medians_s.append(statistics.median(latencies_s))
         began_at = time.perf_counter()
         count = sum(1 for _ in self.flood())
-        self.floods_s.append((time.perf_counter() - began_at) / count)
+        self.floods_s.append((time.perf_counter() - began_at) / FLOOD)
+        if count != FLOOD:
+            raise InternalError(f"{self.name}: {count} answers to {FLOOD} calls")
 
 
 def run_bench(console: Console, workers: int, rounds: int) -> int:
@@ -89,11 +98,9 @@ def _contenders(stack: ExitStack, workers: int) -> list[_Contender]:
         _Contender(
             "snakepit, command",
             lambda: commands.execute("echo", 7),
-            lambda: commands.map("echo", range(FLOOD)),
+            lambda: commands.map("echo", range(FLOOD), chunksize=1),
         ),
-        _Contender(
-            "snakepit, callable", lambda: callables.execute(abs, 7), lambda: callables.map(abs, range(FLOOD))
-        ),
+        _Contender("snakepit, callable", lambda: callables.execute(abs, 7), lambda: callables.map(abs, range(FLOOD))),
     ]
     for name, executor in peers.items():
         stack.enter_context(executor)
@@ -107,25 +114,32 @@ def _peer(name: str, executor: Executor) -> _Contender:
 
 def _show(console: Console, contenders: list[_Contender], workers: int, rounds: int) -> None:
     [reference] = [contender for contender in contenders if contender.name == REFERENCE]
-    reference_latency_s = statistics.median(reference.latencies_s)
-    reference_flood_s = statistics.median(reference.floods_s)
-    columns = ">one call", ">p99", ">x faster", ">flood", ">x faster"
-    table = make_table(console, "pool", *columns, title=f"Against {REFERENCE}, {workers} workers each")
+    calls = make_table(console, "pool", ">median", ">p99", *_TIMES, title="One call after another")
+    floods = make_table(console, "pool", ">calls/s", *_TIMES, title=f"{FLOOD:,} calls at once")
     for contender in contenders:
-        latency_s = statistics.median(contender.latencies_s)
-        flood_s = statistics.median(contender.floods_s)
         p99_s = sorted(contender.latencies_s)[-(-99 * len(contender.latencies_s) // 100) - 1]
-        table.add_row(
+        calls.add_row(
             contender.name,
-            f"{1e6 * latency_s:.0f} us",
+            f"{1e6 * statistics.median(contender.medians_s):.0f} us",
             f"{1e6 * p99_s:.0f} us",
-            f"{reference_latency_s / latency_s:.2f}",
-            f"{1 / flood_s:,.0f}/s",
-            f"{reference_flood_s / flood_s:.2f}",
+            *_times(reference.medians_s, contender.medians_s),
         )
-    console.print(table)
+        floods.add_row(
+            contender.name,
+            f"{1 / statistics.median(contender.floods_s):,.0f}",
+            *_times(reference.floods_s, contender.floods_s),
+        )
+    console.print(calls)
+    console.print(floods)
     console.print(
-        f"Medians of {rounds} rounds, the pools in turn; a round: {SEQUENTIAL} calls one by one, then {FLOOD}"
-        f" at once by map() with chunks of 1.  Python {'.'.join(map(str, sys.version_info[:3]))}.",
+        f"{workers} workers each; medians of {rounds} rounds, the pools in turn.  A round: {SEQUENTIAL} calls one by"
+        f" one, then {FLOOD} at once by map() with chunks of 1.  Faster: than {REFERENCE} in the same round."
+        f"  Python {'.'.join(map(str, sys.version_info[:3]))}.",
         soft_wrap=True,
     )
+
+
+def _times(reference: list[float], own: list[float]) -> tuple[str, str, str]:
+    """Return how often the one contains the other in the same round: the median, the least and the largest."""
+    ratios = [theirs / ours for theirs, ours in zip(reference, own, strict=True)]
+    return f"{statistics.median(ratios):.2f}", f"{min(ratios):.2f}", f"{max(ratios):.2f}"
