@@ -83,8 +83,8 @@ class Stream:
         self.forked = False
         self._buffer = b""
         self._start = 0
-        # INVARIANT: whole small frames of the main thread that wait to be written together; before it reads
-        # from the pipe, there are none.
+        # INVARIANT: whole frames of the main thread that wait to be written together; none while it waits for
+        # the pipe, and while a handler runs only those of its own batch.
         self.held = bytearray()
         # LOCK: guards one whole frame on the out descriptor (log frames come from any thread); never
         # held while calling out.
@@ -137,25 +137,27 @@ class Stream:
         head = size.to_bytes(4, "big")
         if size <= READ_CHUNK_BYTES:
             self.write(b"".join((head, *parts)))
-            return
-        try:
-            with self._write_lock:
-                self._write_all([memoryview(part) for part in (head, *parts) if len(part)])
-        except OSError as error:
-            self._lost(error)
+        else:
+            self.write(head, *parts)
 
-    def write(self, frames):
-        """Write bytes that are whole frames already, in one system call where the pipe takes them."""
+    def write(self, *buffers):
+        """Write whole frames, lengths included, and no other between; a host that is gone ends this process."""
         try:
             with self._write_lock:
-                written = os.write(self.out_fd, frames)
-                if written < len(frames):
-                    self._write_all([memoryview(frames)[written:]])
+                if len(buffers) == 1:
+                    written = os.write(self.out_fd, buffers[0])
+                    if written == len(buffers[0]):
+                        return
+                    buffers = (memoryview(buffers[0])[written:],)
+                self._write_all([memoryview(buffer) for buffer in buffers if len(buffer)])
+        except BrokenPipeError:
+            os._exit(0)
         except OSError as error:
-            self._lost(error)
+            complain("cannot write a reply: %s" % error)
+            os._exit(2)
 
     def hold(self, payload):
-        """Write one frame later, with those that follow it, at the latest at the next flush.
+        """Write one frame with those that follow it, at the latest at the next flush.
 
         THREAD: the main thread, like ``flush``.
         """
@@ -166,16 +168,9 @@ class Stream:
 
     def flush(self):
         """Write the frames that are held."""
-        held = self.held
-        if held:
-            self.held = bytearray()
+        if self.held:
+            held, self.held = self.held, bytearray()
             self.write(held)
-
-    def _lost(self, error):
-        if not isinstance(error, BrokenPipeError):
-            complain("cannot write a reply: %s" % error)
-            os._exit(2)
-        os._exit(0)
 
     def _write_all(self, views):
         while views:
@@ -756,6 +751,7 @@ class Runner:
             if payload is None:
                 return 0
             if payload[0] == PICKLE_START and self._callables is not None:
+                self.stream.flush()
                 self._callables.serve(payload)
                 continue
             try:
