@@ -166,16 +166,25 @@ class Dispatcher:
             return
         if worker.sent[-1].kind is not RequestKind.USER:
             return
+        board = self._board
         limit = min(MAX_AHEAD, int(AHEAD_S / max(worker.service_s, 1e-6)))
         if len(worker.sent) * 2 > limit:
             return
         room = self._allowance(worker)
         batch: list[Request] = []
+        if room == math.inf and not len(worker.lane):
+            # The same as below, for many at once.
+            spare = len(board.queue) - board.workers.busy - board.workers.available + 1
+            for request in board.queue.pop_while(_is_tiny, min(limit - len(worker.sent), spare)):
+                if request.claim():
+                    batch.append(request)
+                else:
+                    self._rules.end(request)
         while len(worker.sent) + len(batch) < limit:
             entry = self._next_entry(worker)
             if entry is None or entry[4].weight > room or not self._may_go_ahead(worker, entry[4]):
                 break
-            request: Request = entry[4]
+            request = entry[4]
             assert request.lane is not None
             request.lane.pop()
             if not request.claim():
@@ -197,16 +206,12 @@ class Dispatcher:
 
     def _may_go_ahead(self, worker: Worker, request: Request) -> bool:
         board = self._board
-        if request.kind is not RequestKind.USER or request.queue_deadline is not None or request.priority:
-            return False
-        if request.size_bytes > MAX_AHEAD_BYTES:
-            return False
         session = request.session
-        if request.lane is worker.lane:
+        if request.lane is worker.lane and session is not None:
             # A set-up session that moves has to begin with its oldest request, which is in order only
             # when none of them has to be taken back first.
-            return session is not None and session.mode == "strict" and not session.setup
-        if session is not None:
+            return _is_light(request) and session.mode == "strict" and not session.setup
+        if not _is_tiny(request):
             return False
         deep = len(board.queue) >= board.workers.busy + board.workers.available
         return deep or (request.chunk is not None and worker.sent[-1].chunk is request.chunk)
@@ -222,11 +227,8 @@ class Dispatcher:
                 if movable > most:
                     victim, most = worker, movable
         if victim is not None:
-            self._recall(victim, self._reach(victim, (most + 1) // 2))
-
-    def _recall(self, worker: Worker, count: int) -> None:
-        worker.recalling = True
-        self._board.act(TakeBack(worker, count))
+            victim.recalling = True
+            self._board.act(TakeBack(victim, self._reach(victim, (most + 1) // 2)))
 
     @staticmethod
     def _is_movable(request: Request) -> bool:
@@ -335,7 +337,8 @@ class Dispatcher:
         place = worker.sent.index(request)
         if place and worker.state is WorkerState.BUSY:
             # What follows it goes back to its place; begun already, it ends its worker at its turn.
-            self._recall(worker, len(worker.sent) - place)
+            worker.recalling = True
+            self._board.act(TakeBack(worker, len(worker.sent) - place))
         return None if place else worker
 
     def timed_out(self, request: Request) -> None:
@@ -380,3 +383,18 @@ class Dispatcher:
             for request in worker.sent:
                 if request.kind is RequestKind.USER and request.state is RequestState.SENT:
                     self._rules.fail(request, fresh(error))
+
+
+def _is_light(request: Request) -> bool:
+    """Say whether a request may wait in a pipe: nobody would have to look after it there."""
+    return (
+        request.kind is RequestKind.USER
+        and request.queue_deadline is None
+        and not request.priority
+        and request.size_bytes <= MAX_AHEAD_BYTES
+    )
+
+
+def _is_tiny(request: Request) -> bool:
+    """Say whether it may do so in anybody's pipe."""
+    return request.session is None and _is_light(request)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
+from collections.abc import Callable
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
@@ -101,6 +102,24 @@ class Lane:
         self._tally.count -= 1
         return request
 
+    def pop_while(self, admits: Callable[[Request], bool], most: int) -> list[Request]:
+        """Take out up to ``most`` live requests from the front, the first that is not admitted excluded."""
+        taken: list[Request] = []
+        while len(taken) < most:
+            entry = self.peek()
+            if entry is None or not admits(entry[4]):
+                break
+            if self._heap and self._heap[0] is entry:
+                heapq.heappop(self._heap)
+            else:
+                self._run.popleft()
+            request: Request = entry[4]
+            request.entry = None
+            request.lane = None
+            taken.append(request)
+        self._tally.count -= len(taken)
+        return taken
+
     def withdraw(self, request: Request) -> None:
         """Take a request out of this lane wherever it stands; its entry is dropped later."""
         assert request.entry is not None
@@ -154,6 +173,10 @@ class Queue:
         """Take the first live request out, or return None."""
         entry = self.peek()
         return None if entry is None else entry[4].lane.pop()
+
+    def pop_while(self, admits: Callable[[Request], bool], most: int) -> list[Request]:
+        """Take out up to ``most`` of the first live requests that are admitted; none while openers stand among them."""
+        return [] if len(self._openers) else self._common.pop_while(admits, most)
 
     def requests(self) -> list[Request]:
         """Return the live requests, each lane's in order."""

@@ -24,6 +24,7 @@ from .._wire.messages import (
     encode_message,
     encode_object,
     encode_pickle,
+    encode_plain,
     joined,
 )
 from .._wire.pickled import Pickled
@@ -166,8 +167,11 @@ class Link:
         request_id = self._take_id()
         error: BaseException | None = None
         buffers: list[Buffer] | None = None
+        content = request.content
+        if type(content) is CommandContent and content.is_plain and request.timeout_s is None and self._level:
+            self._open.append((request_id, request, None))
+            return [encode_plain(content, request_id, request.ahead)]
         try:
-            content = request.content
             if isinstance(content, CommandContent):
                 buffers = self._encode_command(content, request, request_id)
             elif isinstance(content, CallContent):
@@ -293,6 +297,11 @@ class Link:
     def _take(self, message: Message) -> Arrival | None:
         if isinstance(message, list):
             return self._take_pickle(message)
+        if len(message) == 3 and self._open and message.get("success") is True and "result" in message:
+            request_id, request, error = self._open[0]
+            if type(message.get("id")) is int and message["id"] == request_id and request is not None:
+                self._open.popleft()
+                return Reply(request, error, None if error is not None else message["result"])
         kind = message.get("type")
         if kind == "log":
             self._log(message)

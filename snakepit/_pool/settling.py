@@ -94,16 +94,16 @@ class Settler:
                 self._emit_slow(action, took_s)
 
     def _deliver(self, action: Any, reply: Reply | None) -> None:
-        if isinstance(action, m.Emit):
+        if type(action) is m.Resolve:
+            assert reply is not None
+            self._deliver_reply(action.request, reply)
+        elif isinstance(action, m.Emit):
             telemetry.execute(action.event, action.measurements, action.metadata)
         elif isinstance(action, m.Notify):
             if action.error is None:
                 action.waiter.set_result(None)
             else:
                 action.waiter.set_exception(action.error)
-        elif isinstance(action, m.Resolve):
-            assert reply is not None
-            self._deliver_reply(action.request, reply)
         elif isinstance(action, m.Fail):
             self._report(action.request, action.outcome)
             action.request.future.set_exception(action.error)

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-import attrs
 import msgspec
 
 from ..errors import EncodeError, ProtocolError
@@ -27,6 +26,7 @@ __all__ = (
     "encode_message",
     "encode_object",
     "encode_pickle",
+    "encode_plain",
     "joined",
 )
 
@@ -116,6 +116,7 @@ class MessageDecoder:
 
     def __init__(self, *, max_frame_bytes: int, max_message_bytes: int, allow_pickle: bool = False) -> None:
         self._frames = FrameDecoder(max_frame_bytes)
+        self._most_short_bytes = min(max_frame_bytes, LARGE_BYTES - 1)
         self._max_message_bytes = max_message_bytes
         self._allow_pickle = allow_pickle
         self._raw: _Raw | None = None
@@ -128,8 +129,43 @@ class MessageDecoder:
         """Take received bytes and return the messages that are complete."""
         if self.error is not None:
             return []
-        self._frames.feed(data)
-        return self._messages()
+        if self._raw is not None or self._frames.inside_frame:
+            self._frames.feed(data)
+            return self._messages()
+        messages, start = self._short_messages(data)
+        if start < len(data):
+            self._frames.feed(data[start:] if start else data)
+            messages += self._messages()
+        return messages
+
+    def _short_messages(self, data: bytes) -> tuple[list[Message], int]:
+        """Return the messages at the beginning of ``data`` that are one short frame each, and where others begin.
+
+        The way of nearly all replies: of many in one piece of the stream none needs more than its own bytes.
+        """
+        messages: list[Message] = []
+        start, end, most, pickles = 0, len(data), self._most_short_bytes, self._allow_pickle
+        while end - start > 4:
+            (length,) = _HEADER.unpack_from(data, start)
+            body, stop = start + 4, start + 4 + length
+            if stop > end or not 0 < length <= most:
+                break
+            first = data[body]
+            if first == 0x7B:
+                try:
+                    message = decode_json(data[body:stop])
+                except Exception:
+                    # What is wrong with it will be found, and told, on the long way.
+                    break
+                if "attachments" in message:
+                    break
+                messages.append(message)
+            elif first == PICKLE and pickles:
+                messages.append([data[body:stop]])
+            else:
+                break
+            start = stop
+        return messages, start
 
     def room(self) -> memoryview | None:
         """Return where the next bytes of a long frame can be read to, or None: then they are for ``feed``."""
@@ -245,25 +281,29 @@ class MessageDecoder:
         self._raw = _Raw(sizes, "an attachment", complete, copied=True)
 
 
-@attrs.frozen
 class CommandContent:
     """An encoded command without the parts that are known only when it is sent.
 
-    Attributes:
+    Args:
         body: JSON members ``"command":...,"args":...`` and, with bytes, ``"attachments":...``.
         session: The JSON member of the session with its leading comma, or nothing.
         raw: The bytes of the attachments, in order.
         text: The value of ``"args"`` where it is long; then ``body`` ends before it.
+
+    Attributes:
+        size_bytes: Of all of it but the session.
+        is_plain: It is its body and nothing else.
     """
 
-    body: bytes
-    session: bytes = b""
-    raw: tuple[bytes, ...] = ()
-    text: bytes = b""
+    __slots__ = ("body", "is_plain", "raw", "session", "size_bytes", "text")
 
-    @property
-    def size_bytes(self) -> int:
-        return len(self.body) + len(self.text) + sum(map(len, self.raw))
+    def __init__(self, body: bytes, session: bytes = b"", raw: tuple[bytes, ...] = (), text: bytes = b"") -> None:
+        self.body = body
+        self.session = session
+        self.raw = raw
+        self.text = text
+        self.is_plain = not (session or raw or text)
+        self.size_bytes = len(body) if self.is_plain else len(body) + len(text) + sum(map(len, raw))
 
 
 _encode_json = msgspec.json.encode
@@ -346,6 +386,15 @@ def encode_message(
     for data in content.raw:
         buffers += cut((data,), len(data), max_frame_bytes)
     return buffers
+
+
+def encode_plain(content: CommandContent, request_id: int, claim: bool) -> Buffer:
+    """Return the frame of a plain command with nothing to say but its id: as ``encode_message``, in less time."""
+    if claim:
+        payload = b'{"id":%d,%b,"claim":true}' % (request_id, content.body)
+    else:
+        payload = b'{"id":%d,%b}' % (request_id, content.body)
+    return _HEADER.pack(len(payload)) + payload
 
 
 def encode_pickle(parts: Sequence[Buffer], max_frame_bytes: int, out_of_band: Sequence[Buffer] = ()) -> list[Buffer]:
