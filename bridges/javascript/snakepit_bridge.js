@@ -21,6 +21,7 @@ const LARGEST_MAX_FRAME = 128 * 1024 * 1024 - 1; // from 128 MiB on, a leaked te
 const MAX_DEPTH = 256; // levels of nesting in a result; the host's limit for args is the same
 const MAX_MESSAGE_DEPTH = 512; // arbitrary: args at the host's limit and the message around them, with room
 const TEXT_CAP_BYTES = 64 * 1024;
+const BATCH_WAIT_MS = 1; // PROTOCOL.md, "batch"
 // A Linux pipe holds 64 KiB, so a larger buffer would never be filled by one read.
 const CHUNK_BYTES = 64 * 1024;
 
@@ -270,20 +271,38 @@ function endOfString(text, start) {
   }
 }
 
+const isDigit = (code) => code >= 48 && code <= 57;
+
+/** A quick look for what badNumbers is to judge: an exponent of three digits, or 16 digits that are no fraction. */
+function hasLongNumbers(text) {
+  if (/[eE]\+?\d{3}/.test(text)) return true;
+  // A run of 16 digits covers one place in every 16.
+  for (let at = 15; at < text.length; at += 16) {
+    if (!isDigit(text.charCodeAt(at))) continue;
+    let first = at;
+    let last = at;
+    while (isDigit(text.charCodeAt(first - 1))) first--;
+    while (isDigit(text.charCodeAt(last + 1))) last++;
+    if (last - first >= 15 && text[first - 1] !== '.') return true;
+    at += (last - at) & ~15;
+  }
+  return false;
+}
+
 /** The first literals that a double would change: {range: beyond its range, integer: beyond 2^53-1}, or null. */
 function badNumbers(text) {
   const bad = { range: null, integer: null };
+  const literals = /[-+.0-9eE]+/y;
   for (let i = 0; i < text.length; ) {
     const c = text.charCodeAt(i);
     if (c === 34) i = endOfString(text, i);
-    else if (c === 45 || (c >= 48 && c <= 57)) {
-      let end = i + 1;
-      while (end < text.length && /[-+.0-9eE]/.test(text[end])) end++;
-      const literal = text.slice(i, end);
+    else if (c === 45 || isDigit(c)) {
+      literals.lastIndex = i;
+      const literal = literals.exec(text)[0];
       const isInteger = /^-?\d+$/.test(literal);
       if (isInteger && bad.integer === null && !Number.isSafeInteger(Number(literal))) bad.integer = literal.slice(0, 80);
       if (!isInteger && bad.range === null && !Number.isFinite(Number(literal))) bad.range = literal.slice(0, 80);
-      i = end;
+      i += literal.length;
     } else i++;
   }
   return bad;
@@ -358,37 +377,68 @@ function describe(thrown) {
   }
 }
 
-const outBuffer = Buffer.allocUnsafe(CHUNK_BYTES);
+const outBuffer = Buffer.allocUnsafe(3 * CHUNK_BYTES); // UTF-8 takes at most 3 bytes for a unit of a string
+let held = 0; // bytes of outBuffer that wait to be written; whole frames, but inside writeLong and writeAttachments
 
-/** Write one frame of text.  Returns its size in bytes instead if that is above the limit. */
-function writeFrame(text) {
-  if (text.length * 3 + 4 <= CHUNK_BYTES && text.length * 3 <= state.maxFrame) {
-    const size = outBuffer.write(text, 4, 'utf8');
-    outBuffer.writeUInt32BE(size, 0);
-    writeAll(frameOut, outBuffer, size + 4);
+function flush() {
+  const length = held;
+  held = 0; // first: a failure ends this process, which may have more to say
+  if (length > 0) writeAll(frameOut, outBuffer, length);
+}
+
+/**
+ * Put one frame of text behind those that wait to be written together.  Returns 0, or its size if above the limit.
+ *
+ * @param text What may be long stands alone, between `before` and `after`: to join them would copy it.
+ */
+function holdFrame(before, text = '', after = '') {
+  const units = before.length + text.length + after.length;
+  if (units <= CHUNK_BYTES && units * 3 <= state.maxFrame) {
+    if (held > 0 && held + 4 + units * 3 > outBuffer.length) flush();
+    const size = outBuffer.write(before + text + after, held + 4, 'utf8');
+    outBuffer.writeUInt32BE(size, held);
+    held += size + 4;
+    if (held > CHUNK_BYTES) flush();
     return 0;
   }
-  const size = Buffer.byteLength(text);
+  const parts = [before, text, after];
+  const size = parts.reduce((sum, part) => sum + Buffer.byteLength(part), 0);
   if (size > state.maxFrame) return size;
-  const frame = Buffer.allocUnsafe(size + 4);
-  frame.writeUInt32BE(size, 0);
-  frame.write(text, 4, 'utf8');
-  writeAll(frameOut, frame, size + 4);
+  flush();
+  held = outBuffer.writeUInt32BE(size, 0);
+  parts.forEach(writeLong);
+  flush();
   return 0;
+}
+
+/** Write one frame of text and those that wait.  Returns 0, or its size if above the limit. */
+function writeFrame(before, text, after) {
+  const size = holdFrame(before, text, after);
+  flush();
+  return size;
+}
+
+/** Encode and write text piece by piece: a pipe takes no more at a time, and the pieces stay in the caches. */
+function writeLong(text) {
+  for (let from = 0; from < text.length; ) {
+    let to = Math.min(text.length, from + CHUNK_BYTES - held);
+    if (to < text.length && (text.charCodeAt(to - 1) & 0xfc00) === 0xd800) to--; // a pair stays together
+    held += outBuffer.write(text.substring(from, to), held, 'utf8');
+    from = to;
+    if (held > CHUNK_BYTES - 2) flush(); // so that there is room for two units, which may be a pair
+  }
 }
 
 function writeAttachments(attachments) {
   for (const [, data] of attachments) {
     for (let from = 0; from < data.length; from += state.maxFrame) {
       const part = data.subarray(from, Math.min(data.length, from + state.maxFrame));
-      outBuffer.writeUInt32BE(part.length, 0);
-      if (part.length + 4 <= CHUNK_BYTES) {
-        outBuffer.set(part, 4);
-        writeAll(frameOut, outBuffer, part.length + 4);
-      } else {
-        writeAll(frameOut, outBuffer, 4);
-        writeAll(frameOut, part, part.length);
-      }
+      held = outBuffer.writeUInt32BE(part.length, 0);
+      const first = part.subarray(0, CHUNK_BYTES - 4);
+      outBuffer.set(first, 4);
+      held += first.length;
+      flush();
+      if (part.length > first.length) writeAll(frameOut, part.subarray(first.length), part.length - first.length);
     }
   }
 }
@@ -400,7 +450,8 @@ const tail = () => (state.level === 0 ? `,"timestamp":"${new Date().toISOString(
 function replyError(id, index, code, error) {
   const { type, traceback = null, data, cause } = error;
   const message = error.message || type;
-  const write = (body) => writeFrame(`${head(id, index)},"success":false,"error":${JSON.stringify(body)}${tail()}`);
+  const put = index < 0 ? writeFrame : holdFrame; // the replies of a batch wait for each other
+  const write = (body) => put(`${head(id, index)},"success":false,"error":${JSON.stringify(body)}${tail()}`);
   if (!state.agreed.has('errors')) {
     if (write(message) > 0) write(message.slice(0, Math.max(16, state.maxFrame >> 3)));
   } else if (write({ code, type, message, traceback, data, cause, language: 'javascript' }) > 0) {
@@ -415,7 +466,8 @@ function replyResult(id, index, result) {
     encoded = encode(result, 'result');
     const listed = encoded.attachments.map(([pointer, data]) => ({ path: pointer, kind: 'bytes', len: data.length }));
     const extra = listed.length > 0 ? `,"attachments":${JSON.stringify(listed)}` : '';
-    size = writeFrame(`${head(id, index)},"success":true,"result":${encoded.text}${extra}${tail()}`);
+    const put = index < 0 || listed.length > 0 ? writeFrame : holdFrame;
+    size = put(`${head(id, index)},"success":true,"result":`, encoded.text, `${extra}${tail()}`);
   } catch (error) {
     if (error instanceof RangeError && /string length/.test(error.message)) size = Infinity;
     else {
@@ -499,12 +551,19 @@ function claimed() {
 
 /** Run the items of a job in order.  Returns false if one of them will settle later. */
 function run(job) {
+  let since = 0;
   while (job.next < job.count) {
     const item = job.next++;
     const index = job.batch === null ? -1 : item;
     if (job.claim && !claimed()) {
-      writeFrame(`${head(job.id, index)},"type":"recalled"}`);
+      holdFrame(`${head(job.id, index)},"type":"recalled"}`);
       continue;
+    }
+    // Nothing waits behind a handler, but the youngest replies of a batch.
+    const now = job.batch === null ? Infinity : performance.now();
+    if (now - since > BATCH_WAIT_MS) {
+      flush();
+      since = now;
     }
     state.requests++;
     if (job.problem !== null) {
@@ -520,6 +579,7 @@ function run(job) {
           (value) => settle(context, () => replyResult(job.id, index, value)),
           (error) => settle(context, () => replyThrown(job.id, index, error)),
         );
+        flush();
         return false;
       }
     } catch (error) {
@@ -530,6 +590,7 @@ function run(job) {
     current = null;
     replyResult(job.id, index, result);
   }
+  if (job.batch !== null) flush();
   return true;
 }
 
@@ -551,6 +612,7 @@ function next() {
     queuedBytes -= size;
     work();
   }
+  flush();
   if (!busy && input !== null) input.resume();
 }
 
@@ -840,7 +902,7 @@ let input = null;
 let broken = false;
 const header = Buffer.alloc(4);
 let headerFilled = 0;
-let frame = null;
+let frame = null; // a frame that came in part, or its place in an attachment
 let frameFilled = 0;
 let pending = null; // {message, size, blobs, filled}: a request whose attachment frames are still to come
 
@@ -858,33 +920,41 @@ function feed(chunk, length) {
         fatalFrame(seen, size === 0 ? 'a frame of length 0' : `a frame of length ${size}, above the limit of ${state.maxFrame}`);
         break;
       }
-      if (length - at >= size) {
+      if (pending === null && length - at >= size) {
         onFrame(chunk, at, at + size);
         at += size;
         continue;
       }
-      frame = Buffer.allocUnsafe(size);
+      frame = pending === null ? Buffer.allocUnsafe(size) : attachmentPlace(size);
+      if (frame === null) break;
       frameFilled = 0;
     }
     const part = Math.min(frame.length - frameFilled, length - at);
     chunk.copy(frame, frameFilled, at, at + part);
-    frameFilled += part;
     at += part;
-    if (frameFilled === frame.length) {
-      const whole = frame;
-      frame = null;
-      onFrame(whole, 0, whole.length);
-    }
+    filled(part);
   }
-  // While paused the end of input cannot be seen, so this comes late and only bounds the memory.
-  return !broken && (!busy || queuedBytes <= 2 * state.maxFrame);
+  flush();
+  return mayReadOn();
+}
+
+// While paused the end of input cannot be seen, so this comes late and only bounds the memory.
+const mayReadOn = () => !broken && (!busy || queuedBytes <= 2 * state.maxFrame);
+
+/** Note that `count` further bytes of the frame have come. */
+function filled(count) {
+  frameFilled += count;
+  if (frameFilled < frame.length) return;
+  const whole = frame;
+  frame = null;
+  if (pending === null) onFrame(whole, 0, whole.length);
+  else {
+    pending.filled += whole.length;
+    if (pending.filled === pending.blobs[pending.blobs.length - 1].length) nextAttachment();
+  }
 }
 
 function onFrame(buffer, start, end) {
-  if (pending !== null) {
-    onAttachmentFrame(buffer, start, end);
-    return;
-  }
   const size = end - start;
   const reject = (reason, id = null) => {
     const seen = Buffer.from(buffer.subarray(start, Math.min(end, start + 80)));
@@ -906,14 +976,14 @@ function onFrame(buffer, start, end) {
   }
   const { id } = message;
   if (!Number.isSafeInteger(id) || id < 0) return reject('no integer id from 0 to 2^53-1');
-  if (/\\u[dD][89a-fA-F]/.test(text)) {
+  if (text.includes('\\u') && /\\u[dD][89a-fA-F]/.test(text)) {
     try {
       extract(message, 'message', [], null);
     } catch (error) {
       if (error instanceof EncodeError && error.message.includes('surrogate')) return reject(error.message, id);
     }
   }
-  if (/\d{16}|[eE]\+?\d{3}/.test(text)) {
+  if (hasLongNumbers(text)) {
     const { range, integer } = badNumbers(text);
     if (range !== null) return reject(`number ${range} is out of range`, id);
     if (integer !== null) {
@@ -961,15 +1031,13 @@ function nextAttachment() {
   else enqueue(0, () => replyThrown(message.id, -1, badArgs(reason)));
 }
 
-function onAttachmentFrame(buffer, start, end) {
+/** Where the bytes of an attachment frame belong; null when its length is not the announced one. */
+function attachmentPlace(size) {
   const blob = pending.blobs[pending.blobs.length - 1];
   const expected = Math.min(state.maxFrame, blob.length - pending.filled);
-  if (end - start !== expected) {
-    fatalFrame(buffer.subarray(start, end), `an attachment frame of ${end - start} bytes where ${expected} were announced`);
-    return;
-  }
-  pending.filled += buffer.copy(blob, pending.filled, start, end);
-  if (pending.filled === blob.length) nextAttachment();
+  if (size === expected) return blob.subarray(pending.filled, pending.filled + size);
+  fatalFrame(header, `an attachment frame of ${size} bytes where ${expected} were announced`);
+  return null;
 }
 
 /** Put the bytes where the null values are.  Returns the reason if that is impossible, else null. */
@@ -1007,8 +1075,16 @@ function onEnd() {
  */
 function listen(fd) {
   try {
-    const buffer = Buffer.allocUnsafe(CHUNK_BYTES);
-    input = new net.Socket({ fd, readable: true, writable: false, onread: { buffer, callback: (n) => feed(buffer, n) } });
+    const chunk = Buffer.allocUnsafe(CHUNK_BYTES);
+    // The middle of a long frame goes from the pipe to its place; its end comes with what follows it.
+    const buffer = () => (frame !== null && frame.length - frameFilled >= CHUNK_BYTES ? frame.subarray(frameFilled) : chunk);
+    const callback = (count, into) => {
+      if (into === chunk) return feed(chunk, count);
+      filled(count);
+      flush();
+      return mayReadOn();
+    };
+    input = new net.Socket({ fd, readable: true, writable: false, onread: { buffer, callback } });
   } catch {
     input = fs.createReadStream('', { fd }); // a file: net.Socket takes pipes and sockets only
     input.on('data', (chunk) => {

@@ -103,6 +103,17 @@ exports.hang = (args, ctx) => {
   return new Promise((resolve) => setInterval(() => resolve, 1000));
 };
 
+/** Computes for so many milliseconds; with null, waits for ever. */
+exports.stall = ({ ms }) => {
+  if (ms === null) Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0);
+  const until = performance.now() + ms;
+  while (performance.now() < until);
+  return ms;
+};
+
+/** Waits for ever with null, and lets the event loop run meanwhile. */
+exports.stall_later = ({ ms }) => new Promise((resolve) => ms !== null && resolve(ms));
+
 exports.throw_later = () => {
   setImmediate(() => {
     throw new Failure('from a timer');

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -160,3 +161,45 @@ def test_random_numbers_are_in_range(node: Bridge) -> None:
         assert integer["value"] in range(4)
         assert 5 == normal["value"]
         assert {"type": "normal", "mean": 5, "std": 0} == normal["parameters"]
+
+
+@pytest.mark.parametrize("shift", [0, 1])
+def test_long_text_comes_back_whole(node: Bridge, shift: int) -> None:
+    """Text that is written piece by piece is cut inside no character."""
+    text = "x" * shift + "\N{GRINNING FACE}" * 100_000 + "é" * 100_000 + "x" * 100_000
+    with start_bridge(node) as worker:
+        worker.start()
+
+        assert text == worker.call(1, "identity", {"value": text})["result"]
+
+
+def test_long_bytes_arrive_in_their_places(node: Bridge) -> None:
+    """Attachments in frames longer and shorter than a read, and a request right behind them."""
+    items = [os.urandom(size) for size in (200_001, 5, 70_000, 65_536)]
+    entries = [{"path": f"/args/value/{n}", "kind": "bytes", "len": len(data)} for n, data in enumerate(items)]
+    args = {"value": [None] * len(items)}
+    message = {"id": 1, "command": "identity", "args": args, "attachments": entries}
+    parts = [data[at : at + 70_000] for data in items for at in range(0, len(data), 70_000)]
+    with start_bridge(node) as worker:
+        worker.start(max_frame=70_000)
+
+        worker.send(message, *parts)
+        worker.send({"id": 2, "command": "identity", "args": {"value": 2}})
+        reply = worker.receive()
+
+        assert items == worker.receive_attachments(reply, 70_000)
+        assert 2 == worker.receive()["result"]
+
+
+@pytest.mark.parametrize("offset", range(17))
+def test_integer_that_would_be_rounded_is_found_anywhere(node: Bridge, offset: int) -> None:
+    """Sixteen digits too many are refused wherever they stand; those of a fraction or a text are not."""
+    fine = {"a": " " * offset, "b": 0.1234567890123456, "c": "12345678901234567890", "d": "e999"}
+    with start_bridge(node) as worker:
+        worker.start()
+
+        exact = worker.call(1, "identity", {"value": [fine, 2**53 - 1]})["result"]
+        error = worker.call(2, "identity", {"value": [fine, 2**53]})["error"]
+
+        assert [fine, 2**53 - 1] == exact
+        assert ("bad_args", True) == (error["code"], str(2**53) in error["message"])
