@@ -53,8 +53,12 @@ _MODULES = ("adapters", "config", "errors", "executor", "sessions", "telemetry")
 if not TYPE_CHECKING:  # a type checker would take any name for one of ours
 
     def __getattr__(name: str) -> object:
-        """Load everything when the first name is used: a program that only may need a pool starts at once."""
-        if name in __all__ or name in _MODULES:
+        # A program that only may need a pool starts at once.
+        if name in _MODULES:
+            from importlib import import_module
+
+            return import_module(f"{__name__}.{name}")
+        if name in __all__:
             from . import _exports
 
             globals().update({exported: getattr(_exports, exported) for exported in __all__})
