@@ -53,12 +53,11 @@ _MODULES = ("adapters", "config", "errors", "executor", "sessions", "telemetry")
 if not TYPE_CHECKING:  # a type checker would take any name for one of ours
 
     def __getattr__(name: str) -> object:
-        """Load everything when the first name is used: a program that only may need a pool starts at once."""
+        # A program that only may need a pool starts at once.
         if name in _MODULES:
-            # Alone: some module of ours may be in the midst of its import, and ask for this one.
             from importlib import import_module
 
-            return import_module(f".{name}", __name__)
+            return import_module(f"{__name__}.{name}")
         if name in __all__:
             from . import _exports
 

@@ -421,11 +421,11 @@ function writeFrame(before, text, after) {
 /** Encode and write text piece by piece: a pipe takes no more at a time, and the pieces stay in the caches. */
 function writeLong(text) {
   for (let from = 0; from < text.length; ) {
-    let to = Math.min(text.length, from + CHUNK_BYTES);
+    let to = Math.min(text.length, from + CHUNK_BYTES - held);
     if (to < text.length && (text.charCodeAt(to - 1) & 0xfc00) === 0xd800) to--; // a pair stays together
-    if (held + (to - from) * 3 > outBuffer.length) flush();
     held += outBuffer.write(text.substring(from, to), held, 'utf8');
     from = to;
+    if (held > CHUNK_BYTES - 2) flush(); // so that there is room for two units, which may be a pair
   }
 }
 

@@ -154,8 +154,7 @@ class Stream:
         if not 0 < size <= self.max_frame:
             seen = buffer[start : start + 80]
             raise FramingError("length %d is not in 1..%d; bytes seen: %r" % (size, self.max_frame, seen))
-        self._buffer = buffer
-        self._start = start + 4
+        self._start = body
         return size
 
     def _read_payload(self, view):
@@ -196,6 +195,22 @@ class Stream:
             complain("cannot write a reply: %s" % error)
             os._exit(2)
 
+    def hold(self, payload):
+        """Write one frame with those that follow it, at the latest at the next flush.
+
+        THREAD: the main thread, like ``flush``.
+        """
+        self.held += len(payload).to_bytes(4, "big")
+        self.held += payload
+        if len(self.held) > READ_CHUNK_BYTES:
+            self.flush()
+
+    def flush(self):
+        """Write the frames that are held."""
+        if self.held:
+            held, self.held = self.held, bytearray()
+            self.write(held)
+
     def cut(self, *parts):
         """Return the frames, heads included, that carry these parts one after the other, as buffers to write."""
         left = sum(map(len, parts))
@@ -212,22 +227,6 @@ class Stream:
                 room -= len(buffers[-1])
                 view = view[len(buffers[-1]) :]
         return buffers
-
-    def hold(self, payload):
-        """Write one frame with those that follow it, at the latest at the next flush.
-
-        THREAD: the main thread, like ``flush``.
-        """
-        self.held += len(payload).to_bytes(4, "big")
-        self.held += payload
-        if len(self.held) > READ_CHUNK_BYTES:
-            self.flush()
-
-    def flush(self):
-        """Write the frames that are held."""
-        if self.held:
-            held, self.held = self.held, bytearray()
-            self.write(held)
 
     def _write_all(self, views):
         while views:
@@ -398,7 +397,7 @@ def parse(payload):
     Raises:
         ValueError, RecursionError: Not UTF-8, not strict JSON, a lone surrogate, or nested too deeply.
     """
-    text = str(payload, "utf-8")
+    text = payload.decode() if type(payload) is bytes else str(payload, "utf-8")
     try:
         value, end = _scan(text, 0)
     except StopIteration:
@@ -1188,18 +1187,15 @@ class Runner:
         if attachments:
             entries = [{"path": path, "kind": "bytes", "len": len(data)} for path, data in attachments]
             tail = b',"attachments":%b%b' % (dumps(entries).encode(), tail)
-        size, limit = len(head) + len(body) + len(tail), self.stream.max_frame
-        if size > limit:
+        size = len(head) + len(body) + len(tail)
+        if size > self.stream.max_frame:
             self._reply_too_large(request_id, index, size)
             return
+        buffers = self.stream.cut(head, body, tail)
+        for _, data in attachments or ():
+            buffers += self.stream.cut(data)
         self.stream.flush()
-        if not attachments:
-            self.stream.write_frame(head, body, tail)
-        else:
-            buffers = self.stream.cut(head, body, tail)
-            for _, data in attachments:
-                buffers += self.stream.cut(data)
-            self.stream.write(*buffers)
+        self.stream.write(*buffers)
 
     def _reply_too_large(self, request_id, index, size):
         message = "the encoded reply has %d bytes; the limit is %d (max_frame)" % (size, self.stream.max_frame)

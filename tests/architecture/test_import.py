@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 import pytest
-from architecture.survey import ROOT
+from architecture.survey import ROOT, public_modules
 
 import snakepit
 
@@ -54,6 +54,16 @@ def test_every_name_is_there_although_nothing_is_loaded() -> None:
     assert "True" == _fresh("set(dir(snakepit)) >= before and snakepit.SessionStore is snakepit.sessions.SessionStore")
     for name in snakepit._MODULES:
         assert f"snakepit.{name}" == _fresh(f"snakepit.{name}.__name__")
+
+
+@pytest.mark.parametrize("name", [*public_modules(), "snakepit._pool.settling", "snakepit._cli.doctor"])
+def test_each_module_can_be_the_first_to_be_imported(name: str) -> None:
+    """No module depends on another one having been imported before it."""
+    script = f"import importlib; print(importlib.import_module({name!r}).__name__)"
+
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, timeout=60, text=True, capture_output=True)
+
+    assert (f"{name}\n", "") == (done.stdout, done.stderr)
 
 
 def test_a_name_that_does_not_exist() -> None:
