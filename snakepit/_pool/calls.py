@@ -12,7 +12,7 @@ import attrs
 
 from .._clock import INHERIT, check_timeout, pick_timeout
 from .._wire import callables as _callables
-from .._wire.messages import CommandContent, encode_command
+from .._wire.outgoing import CommandContent, encode_command
 from .._wire.values import JsonValue
 from ..adapters import Adapter
 from ..config import PoolConfig

@@ -16,10 +16,9 @@ from .._core.model import Request
 from .._text import escape_text, show
 from .._wire import callables as _callables
 from .._wire.frames import Buffer
-from .._wire.messages import (
+from .._wire.messages import Message, MessageDecoder
+from .._wire.outgoing import (
     CommandContent,
-    Message,
-    MessageDecoder,
     encode_command,
     encode_message,
     encode_object,

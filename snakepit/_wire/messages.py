@@ -1,39 +1,27 @@
-"""Bytes <-> messages: the frame protocol of bridges/PROTOCOL.md, incremental and without I/O.
+"""Bytes of a worker -> messages: the frame protocol of bridges/PROTOCOL.md, incremental and without I/O.
 
-Pure; used on the manager's thread (decoding, heads) and on the caller's (bodies).
+Pure; used on whichever thread reads the worker's pipe.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterable, Sequence
-from datetime import UTC, datetime
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
 
-from ..errors import EncodeError, ProtocolError
+from ..errors import ProtocolError
 from .blocks import LARGE_BYTES, Block, recycle
-from .frames import Buffer, FrameDecoder, cut, frame, show_bytes
-from .values import JsonValue, decode_json, encode_value, insert_attachments
+from .frames import Buffer, FrameDecoder, show_bytes
+from .values import decode_json, insert_attachments
 
-__all__ = (
-    "PICKLE",
-    "CommandContent",
-    "Message",
-    "MessageDecoder",
-    "encode_command",
-    "encode_message",
-    "encode_object",
-    "encode_pickle",
-    "encode_plain",
-    "joined",
-)
+__all__ = ("PICKLE", "PICKLE_END", "PICKLE_PART", "Message", "MessageDecoder")
 
 PICKLE = 0x80
 """First byte of a payload that is a pickle."""
-_PICKLE_PART = 0x81
-_PICKLE_END = 0x82
+PICKLE_PART = 0x81
+PICKLE_END = 0x82
 """First bytes of the payloads that announce a part of a pickle: any but the last, and the last."""
 
 _HEADER = struct.Struct(">I")
@@ -214,7 +202,7 @@ class MessageDecoder:
         first = payload[0]
         if first == PICKLE and self._allow_pickle:
             return [payload]
-        if first in (_PICKLE_PART, _PICKLE_END) and self._allow_pickle:
+        if first in (PICKLE_PART, PICKLE_END) and self._allow_pickle:
             self._expect_part(payload)
             return None
         if first != 0x7B:
@@ -239,7 +227,7 @@ class MessageDecoder:
             seen = self._parts_bytes
             self._parts = []
             raise ProtocolError(f"a pickle of {seen} bytes and more (max_message_bytes is {self._max_message_bytes})")
-        finish = self._end_parts if mark == _PICKLE_END else self._add_part
+        finish = self._end_parts if mark == PICKLE_END else self._add_part
         # What is loaded is a copy of the pickle, but has the buffers for its own.
         self._raw = _Raw((size,), "a part of a pickle", finish, transient=not self._parts)
 
@@ -279,163 +267,3 @@ class MessageDecoder:
             return message
 
         self._raw = _Raw(sizes, "an attachment", complete, copied=True)
-
-
-class CommandContent:
-    """An encoded command without the parts that are known only when it is sent.
-
-    Args:
-        body: JSON members ``"command":...,"args":...`` and, with bytes, ``"attachments":...``.
-        session: The JSON member of the session with its leading comma, or nothing.
-        raw: The bytes of the attachments, in order.
-        text: The value of ``"args"`` where it is long; then ``body`` ends before it.
-
-    Attributes:
-        size_bytes: Of all of it but the session.
-        is_plain: It is its body and nothing else.
-    """
-
-    __slots__ = ("body", "is_plain", "raw", "session", "size_bytes", "text")
-
-    def __init__(self, body: bytes, session: bytes = b"", raw: tuple[bytes, ...] = (), text: bytes = b"") -> None:
-        self.body = body
-        self.session = session
-        self.raw = raw
-        self.text = text
-        self.is_plain = not (session or raw or text)
-        self.size_bytes = len(body) if self.is_plain else len(body) + len(text) + sum(map(len, raw))
-
-
-_encode_json = msgspec.json.encode
-
-
-def encode_command(
-    command: str, args: JsonValue, *, session_id: str | None, max_frame_bytes: int, max_message_bytes: int
-) -> CommandContent:
-    """Encode a request in the caller's thread.
-
-    Args:
-        command: Name, text without lone surrogates.
-        args: JSON value; bytes in it become attachments.
-        session_id: Session, or None.
-        max_frame_bytes: Limit of the JSON text.
-        max_message_bytes: Limit of text and attachments together.
-
-    Raises:
-        EncodeError: The args cannot be sent, with the path to the value; raised here.
-    """
-    text, attachments = encode_value(args, "/args")
-    body = b'"command":%s,"args":' % _encode_json(command)
-    if attachments:
-        listed = [{"path": path, "kind": "bytes", "len": len(data)} for path, data in attachments]
-        body = b'"attachments":%s,%s' % (_encode_json(listed), body)
-    session = b"" if session_id is None else b',"session":%s' % _encode_json(session_id)
-    # 256: room for the id, the deadline and the time, which join the frame later.
-    if len(body) + len(text) + len(session) + 256 > max_frame_bytes:
-        raise EncodeError(
-            f"/args: {len(text)} bytes of JSON for {command!r} do not fit a frame"
-            f" (max_frame_bytes is {max_frame_bytes}); send large data as bytes"
-        )
-    raw = tuple(data for _, data in attachments)
-    if len(text) < LARGE_BYTES:
-        content = CommandContent(body + text, session, raw)
-    else:
-        content = CommandContent(body, session, raw, text)
-    if attachments and content.size_bytes > max_message_bytes:
-        raise EncodeError(
-            f"/args: {content.size_bytes} bytes for {command!r} are above max_message_bytes ({max_message_bytes})"
-        )
-    return content
-
-
-def encode_message(
-    content: CommandContent,
-    request_id: int,
-    *,
-    session: bool = False,
-    timestamp: bool = False,
-    deadline_ms: int | None = None,
-    claim: bool = False,
-    max_frame_bytes: int = 64 << 20,
-) -> list[Buffer]:
-    """Complete an encoded command to frames, as buffers to write in order.
-
-    Args:
-        content: From ``encode_command``.
-        request_id: The frame's id.
-        session: Say the session (capability ``session``).
-        timestamp: Say the time (level 0).
-        deadline_ms: Remaining budget (capability ``deadline``), or None.
-        claim: The request is sent ahead and needs a token (capability ``claim``).
-        max_frame_bytes: Where attachments are cut.
-    """
-    tail = content.session if session else b""
-    if deadline_ms is not None:
-        tail += b',"deadline_ms":%d' % deadline_ms
-    if claim:
-        tail += b',"claim":true'
-    if timestamp:
-        tail += b',"timestamp":"%s"' % datetime.now(UTC).isoformat().encode()
-    head = b'{"id":%d,' % request_id
-    length = len(head) + len(content.body) + len(content.text) + len(tail) + 1
-    buffers: list[Buffer]
-    if content.text:
-        buffers = [b"".join((_HEADER.pack(length), head, content.body)), content.text, tail + b"}"]
-    else:
-        buffers = [b"".join((_HEADER.pack(length), head, content.body, tail, b"}"))]
-    for data in content.raw:
-        buffers += cut((data,), len(data), max_frame_bytes)
-    return buffers
-
-
-def encode_plain(content: CommandContent, request_id: int, claim: bool) -> Buffer:
-    """Return the frame of a plain command with nothing to say but its id: as ``encode_message``, in less time."""
-    if claim:
-        payload = b'{"id":%d,%b,"claim":true}' % (request_id, content.body)
-    else:
-        payload = b'{"id":%d,%b}' % (request_id, content.body)
-    return _HEADER.pack(len(payload)) + payload
-
-
-def encode_pickle(parts: Sequence[Buffer], max_frame_bytes: int, out_of_band: Sequence[Buffer] = ()) -> list[Buffer]:
-    """Return the frames of one message of pickles, as buffers to write in order; large parts are not copied.
-
-    Args:
-        parts: The pickles, one part after the other.
-        max_frame_bytes: Where they are cut.
-        out_of_band: The buffers of the last pickle that are not in it.
-    """
-    size = sum(map(len, parts))
-    if not out_of_band and size <= max_frame_bytes:
-        start = _HEADER.pack(size)
-        return [b"".join((start, *parts))] if size < LARGE_BYTES else [start, *parts]
-    buffers: list[Buffer] = []
-    left = len(out_of_band)
-    for content in (parts, *((buffer,) for buffer in out_of_band)):
-        size = sum(map(len, content))
-        buffers.append(frame(_PART.pack(_PICKLE_PART if left else _PICKLE_END, size)))
-        buffers += cut(content, size, max_frame_bytes)
-        left -= 1
-    return buffers
-
-
-def encode_object(message: dict[str, Any]) -> bytes:
-    """Return one frame that carries a JSON object of the host's own making."""
-    return frame(_encode_json(message))
-
-
-def joined(buffers: Iterable[Buffer], small_bytes: int = LARGE_BYTES) -> list[Buffer]:
-    """Join neighbours so that one system call writes many small buffers; large ones are not copied."""
-    result: list[Buffer] = []
-    run: list[Buffer] = []
-    for buffer in buffers:
-        if len(buffer) >= small_bytes:
-            if run:
-                result.append(b"".join(run))
-                run = []
-            result.append(buffer)
-        else:
-            run.append(buffer)
-    if run:
-        result.append(run[0] if len(run) == 1 else b"".join(run))
-    return result

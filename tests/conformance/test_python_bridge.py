@@ -23,7 +23,7 @@ from typing import Any
 import pytest
 
 from snakepit._wire import callables as _callables
-from snakepit._wire.messages import encode_pickle
+from snakepit._wire.outgoing import encode_pickle
 from snakepit._wire.pickled import Pickled
 from snakepit.errors import CommandError, ResultError
 

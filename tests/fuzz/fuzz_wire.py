@@ -42,6 +42,7 @@ def run_atheris(arguments: argparse.Namespace) -> None:
 
     with atheris.instrument_imports(include=["snakepit._wire"]):
         import snakepit._wire.messages
+        import snakepit._wire.outgoing
         import snakepit._wire.values  # noqa: F401  # imported here to be instrumented
     from fuzz.wire_target import check
 

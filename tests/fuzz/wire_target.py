@@ -19,14 +19,8 @@ from typing import Any
 from fuzz.reference import decode_stream
 
 from snakepit._wire.frames import frame
-from snakepit._wire.messages import (
-    MessageDecoder,
-    encode_command,
-    encode_message,
-    encode_object,
-    encode_pickle,
-    joined,
-)
+from snakepit._wire.messages import MessageDecoder
+from snakepit._wire.outgoing import encode_command, encode_message, encode_object, encode_pickle, joined
 from snakepit.errors import EncodeError, ProtocolError
 
 __all__ = ("LIMITS", "check", "stream_of")

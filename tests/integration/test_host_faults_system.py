@@ -22,6 +22,7 @@ from integration.workers.pools import LIMIT_S, balance, config, handler_pool, sa
 from snakepit import CommandAdapter, PoolBroken, ResultError, SnakepitExecutor, WorkerDied, WorkerStartError
 from snakepit._pool import poller as _poller
 from snakepit._supervision import spawn as _spawn
+from snakepit._wire import frames as _frames
 from snakepit._wire import messages as _messages
 from snakepit._wire import values as _values
 
@@ -369,7 +370,7 @@ def test_what_arrived_with_an_undecodable_reply_counts(monkeypatch: pytest.Monke
     real = _values.decode_json
     monkeypatch.setattr(_messages, "decode_json", lambda payload: 1 // 0 if b"2" in payload else real(payload))
 
-    messages = decoder.feed(_messages.frame(b'{"id":1}') + _messages.frame(b'{"id":2}') + _messages.frame(b'{"id":3}'))
+    messages = decoder.feed(_frames.frame(b'{"id":1}') + _frames.frame(b'{"id":2}') + _frames.frame(b'{"id":3}'))
 
     assert [{"id": 1}] == messages
     assert isinstance(decoder.error, ZeroDivisionError)

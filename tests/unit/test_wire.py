@@ -14,12 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from snakepit._wire.frames import FrameDecoder, frame, show_bytes
-from snakepit._wire.messages import (
-    MessageDecoder,
-    encode_command,
-    encode_message,
-    joined,
-)
+from snakepit._wire.messages import MessageDecoder
+from snakepit._wire.outgoing import encode_command, encode_message, joined
 from snakepit._wire.values import decode_json
 from snakepit.errors import EncodeError, ProtocolError
 
