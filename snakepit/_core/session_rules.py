@@ -66,7 +66,9 @@ class SessionRules:
             return
         if session.ended:
             self._finish(session)
-        else:
+        elif session.timer is None:
+            # One that is there from an earlier rest is too early, and will be set anew when it has passed: sessions
+            # rest after nearly every request.
             self._board.timers.set(session, self._board.now + session.ttl_s, "session")
 
     # Before dispatch --------------------------------------------------------------------------------
@@ -89,7 +91,6 @@ class SessionRules:
             self.table.adopt(session, request)
         request.session = session
         session.unsettled += 1
-        board.timers.clear(session)
         self.table.touch(session, board.now)
         if session.rank is not None:
             request.rank = max(request.rank, session.rank)
@@ -318,6 +319,12 @@ class SessionRules:
 
     def expire(self, session: Session) -> None:
         """End a binding that was idle for its time to live."""
+        if session.unsettled:
+            return
+        due = session.last_used + session.ttl_s
+        if due > self._board.now:
+            self._board.timers.set(session, due, "session")
+            return
         self._board.emit(
             "session.expired", {"idle_s": self._board.now - session.last_used}, session=session.session_id
         )

@@ -169,7 +169,7 @@ class Link:
         content = request.content
         if type(content) is CommandContent and content.is_plain and request.timeout_s is None and self._level:
             self._open.append((request_id, request, None))
-            return [encode_plain(content, request_id, request.ahead)]
+            return [encode_plain(content, request_id, "session" in self._capabilities, request.ahead)]
         try:
             if isinstance(content, CommandContent):
                 buffers = self._encode_command(content, request, request_id)

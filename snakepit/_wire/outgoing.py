@@ -43,7 +43,7 @@ class CommandContent:
 
     Attributes:
         size_bytes: Of all of it but the session.
-        is_plain: It is its body and nothing else.
+        is_plain: It is one short frame.
     """
 
     __slots__ = ("body", "is_plain", "raw", "session", "size_bytes", "text")
@@ -53,7 +53,7 @@ class CommandContent:
         self.session = session
         self.raw = raw
         self.text = text
-        self.is_plain = not (session or raw or text)
+        self.is_plain = not (raw or text)
         self.size_bytes = len(body) if self.is_plain else len(body) + len(text) + sum(map(len, raw))
 
 
@@ -139,12 +139,13 @@ def encode_message(
     return buffers
 
 
-def encode_plain(content: CommandContent, request_id: int, claim: bool) -> Buffer:
-    """Return the frame of a plain command with nothing to say but its id: as ``encode_message``, in less time."""
-    if claim:
-        payload = b'{"id":%d,%b,"claim":true}' % (request_id, content.body)
+def encode_plain(content: CommandContent, request_id: int, session: bool, claim: bool) -> Buffer:
+    """Return the frame of a plain command, at level 1 and without a deadline: as ``encode_message``, in less time."""
+    tail = b',"claim":true}' if claim else b"}"
+    if session:
+        payload = b'{"id":%d,%b%b%b' % (request_id, content.body, content.session, tail)
     else:
-        payload = b'{"id":%d,%b}' % (request_id, content.body)
+        payload = b'{"id":%d,%b%b' % (request_id, content.body, tail)
     return _HEADER.pack(len(payload)) + payload
 
 
