@@ -17,8 +17,8 @@ __all__ = ("LIMIT_MS", "MOST_BYTES", "begin", "collect")
 LIMIT_MS = 2.0
 """How long a caller waits by itself; then the manager does.  Arbitrary: some changes of threads."""
 
-MOST_BYTES = 32768
-"""Largest request that a caller sends itself: an empty pipe takes it at once."""
+MOST_BYTES = 60000
+"""Largest request that a caller sends itself: an empty pipe (64 KiB) takes it at once."""
 
 
 def begin(lender: Lender, request: Request) -> Loan | None:

@@ -206,6 +206,17 @@ class Intake:
             raise
         return future
 
+    def admit_all(self, requests: list[Request]) -> list[SnakepitFuture]:
+        """Let requests in, in order, waiting for room where there is none; return their futures."""
+        futures = []
+        for request in requests:
+            request.future = SnakepitFuture(self.ledger, request)
+            futures.append(request.future)
+        accepted = self.ledger.admit_all(requests)
+        for place in range(accepted, len(requests)):
+            futures[place] = self.admit(requests[place], block=True)
+        return futures
+
     def refuse_to_wait(self, what: str) -> None:
         """Raise RuntimeError on a thread of the pool, where ``what`` would wait for itself."""
         if self.ledger.on_own_thread:

@@ -142,14 +142,36 @@ class Ledger:
                     self._room.wait(remaining)
                 finally:
                     self._blocked -= 1
-            self.seq += 1
-            request.seq = self.seq
-            self.unsettled[request] = None
-            self.queued_bytes += request.size_bytes
-            self._counts["requests"] += request.weight
-            wake = self._inbox.post_locked(request)
+            wake = self._accept_locked(request)
         if wake:
             self._inbox.wake()
+
+    def _accept_locked(self, request: Request) -> bool:
+        self.seq += 1
+        request.seq = self.seq
+        self.unsettled[request] = None
+        self.queued_bytes += request.size_bytes
+        self._counts["requests"] += request.weight
+        return self._inbox.post_locked(request)
+
+    def admit_all(self, requests: list[Request]) -> int:
+        """Accept requests in order for as long as there is room, at one instant; return how many.
+
+        Raises:
+            RuntimeError, PoolBroken: As in ``admit``; raised here.
+        """
+        wakes = accepted = 0
+        with self.lock:
+            if self._refusal is not None:
+                raise self._refusal()
+            for request in requests:
+                if self._limit is not None or self._full(request, False):
+                    break
+                wakes += self._accept_locked(request)
+                accepted += 1
+        for _ in range(wakes):
+            self._inbox.wake()
+        return accepted
 
     def admit_direct(self, request: Request, take: Callable[[], bool]) -> bool:
         """Accept a request that its caller sends itself, and count it as running; False: it has to be posted.

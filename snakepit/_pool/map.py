@@ -118,7 +118,7 @@ def _in_order(
         while pending:
             future, is_list = pending.popleft()
             try:
-                timeout_s = None if deadline is None else deadline - monotonic_s()
+                timeout_s = None if deadline is None or future.done() else deadline - monotonic_s()
                 value = _outcome(future, timeout_s, return_exceptions)
             finally:
                 future.cancel()

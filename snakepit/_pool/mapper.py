@@ -11,11 +11,15 @@ from functools import partial
 from typing import Any
 
 from .._clock import check_timeout
+from .._core.model import Request
 from .calls import COMMAND_KEYWORDS, CallOptions
 from .intake import Intake
 from .map import Submit, check_chunksize, results_as_completed, results_in_order
 
 __all__ = ("Mapper",)
+
+TOGETHER = 64
+"""Commands of a map without a chunk size that are let in at one instant.  Measured (benchmarks/maps.py)."""
 
 _OF_A_CALLABLE = frozenset(("return_exceptions",))
 _OF_A_COMMAND = (COMMAND_KEYWORDS - {"timeout"}) | {"item_timeout", "return_exceptions"}
@@ -47,7 +51,8 @@ class Mapper:
         """Run over every item; return an iterator over the results, in order."""
         submit = self._submitter(command, iterables, chunksize, options)
         every = options.get("return_exceptions", False)
-        return results_in_order(submit, iterables, chunksize or 1, buffersize, timeout, every)
+        size = _chunksize(command, chunksize, buffersize)
+        return results_in_order(submit, iterables, size, buffersize, timeout, every)
 
     def as_completed(
         self,
@@ -62,7 +67,8 @@ class Mapper:
         submit = self._submitter(command, iterables, chunksize, options)
         every = options.get("return_exceptions", False)
         guard = partial(self._intake.refuse_to_wait, "map_unordered()")
-        return results_as_completed(submit, iterables, chunksize or 1, buffersize, timeout, every, guard)
+        size = _chunksize(command, chunksize, buffersize)
+        return results_as_completed(submit, iterables, size, buffersize, timeout, every, guard)
 
     def _submitter(
         self,
@@ -87,24 +93,26 @@ class Mapper:
         self, command: str, options: CallOptions, items: list[tuple[Any, ...]]
     ) -> list[tuple[Future[Any], bool]]:
         intake = self._intake
-        chunk = object() if len(items) > 1 else None
-        futures: list[tuple[Future[Any], bool]] = []
-        for item in items:
-            intake.ledger.check_open()
-            future: Future[Any]
+        encode, chunk = intake.encoder.command, object() if len(items) > 1 else None
+        requests: list[Request] = []
+        failed: dict[int, Future[Any]] = {}
+        intake.ledger.check_open()
+        for place, item in enumerate(items):
             try:
-                content, timeout_s = intake.encoder.command(command, item[0], options)
+                content, timeout_s = encode(command, item[0], options)
             except Exception as error:
                 # A bad item fails at its place; the door shut or no room ends the map.
-                future = Future()
-                future.set_exception(error)
+                failed[place] = Future()
+                failed[place].set_exception(error)
             else:
                 request = intake.request(content, command, options, timeout_s, content.size_bytes)
                 request.chunk = chunk
-                # Waits for room even where submit() raises: a map is one call, and its input may be endless.
-                future = intake.admit(request, block=True)
-            futures.append((future, False))
-        return futures
+                requests.append(request)
+        # Waits for room even where submit() raises: a map is one call, and its input may be endless.
+        futures: list[Future[Any]] = list(intake.admit_all(requests))
+        for place in failed:
+            futures.insert(place, failed[place])
+        return [(future, False) for future in futures]
 
     def _submit_calls(
         self, fn: Callable[..., Any], chunked: bool, items: list[tuple[Any, ...]]
@@ -113,6 +121,17 @@ class Mapper:
         if chunked:
             return [(submit((), {}, calls=items), True)]
         return [(submit(item, {}), False) for item in items]
+
+
+def _chunksize(command: str | Callable[..., Any], chunksize: int | None, buffersize: int | None) -> int:
+    """Return how many items are submitted together.
+
+    Commands that are submitted together are requests of their own all the same: how many of them travel together
+    is decided when they are sent, by what recent ones have taken.
+    """
+    if chunksize is not None:
+        return chunksize
+    return TOGETHER if isinstance(command, str) and buffersize is None else 1
 
 
 def _refuse_keywords(given: Iterable[str], allowed: frozenset[str]) -> None:
