@@ -27,6 +27,7 @@ LARGEST_MAX_FRAME = 128 * 1024 * 1024 - 1
 MAX_DEPTH = 256  # levels of nesting in a result; the host's limit for args is the same
 MAX_TEXT_BYTES = 64 * 1024  # of an error's message, and of its traceback
 READ_CHUNK_BYTES = 64 * 1024  # the default capacity of a pipe
+BATCH_WAIT_S = 0.001  # PROTOCOL.md, "batch"
 EOF_GRACE_MS = 250  # arbitrary: lets a reply that is nearly done leave when only the requests have ended
 CAPABILITIES = ("errors", "pipeline", "session", "deadline", "attachments", "batch", "log", "claim", "pickle")
 PICKLE_START = 0x80
@@ -82,6 +83,9 @@ class Stream:
         self.forked = False
         self._buffer = b""
         self._start = 0
+        # INVARIANT: whole frames of the main thread that wait to be written together; none while it waits for
+        # the pipe, and while a handler runs only those of its own batch.
+        self.held = bytearray()
         # LOCK: guards one whole frame on the out descriptor (log frames come from any thread); never
         # held while calling out.
         self._write_lock = allocate_lock()
@@ -93,29 +97,30 @@ class Stream:
             FramingError: Length 0 or above the limit, or the stream ended inside a frame.
         """
         buffer, start = self._buffer, self._start
-        while len(buffer) - start < 4:
+        body = start + 4
+        while len(buffer) < body:
+            self.flush()
             more = os.read(self.in_fd, READ_CHUNK_BYTES)
             if not more:
                 if len(buffer) == start:
                     return None
                 raise FramingError("the request stream ended inside a length")
-            buffer = buffer[start:] + more
-            start = 0
-        size = int.from_bytes(buffer[start : start + 4], "big")
+            self._buffer = buffer = buffer[start:] + more
+            start, body = 0, 4
+        size = int.from_bytes(buffer[start:body], "big")
         if not 0 < size <= self.max_frame:
             seen = buffer[start : start + 80]
             raise FramingError("length %d is not in 1..%d; bytes seen: %r" % (size, self.max_frame, seen))
-        start += 4
-        end = start + size
+        end = body + size
         if end <= len(buffer):
             self._start = end
-            self._buffer = buffer
-            return buffer[start:end]
+            return buffer[body:end]
+        self.flush()
         self._buffer = b""
         self._start = 0
         payload = bytearray(size)
-        done = len(buffer) - start
-        payload[:done] = buffer[start:]
+        done = len(buffer) - body
+        payload[:done] = buffer[body:]
         with memoryview(payload) as view:
             while done < size:
                 count = os.readv(self.in_fd, [view[done:]])
@@ -130,20 +135,42 @@ class Stream:
         """Write one frame made of bytes-like parts; a host that is gone ends this process."""
         size = sum(map(len, parts))
         head = size.to_bytes(4, "big")
+        if size <= READ_CHUNK_BYTES:
+            self.write(b"".join((head, *parts)))
+        else:
+            self.write(head, *parts)
+
+    def write(self, *buffers):
+        """Write whole frames, lengths included, and no other between; a host that is gone ends this process."""
         try:
             with self._write_lock:
-                if size <= READ_CHUNK_BYTES:
-                    whole = b"".join((head, *parts))
-                    written = os.write(self.out_fd, whole)
-                    if written < len(whole):
-                        self._write_all([memoryview(whole)[written:]])
-                else:
-                    self._write_all([memoryview(part) for part in (head, *parts) if len(part)])
+                if len(buffers) == 1:
+                    written = os.write(self.out_fd, buffers[0])
+                    if written == len(buffers[0]):
+                        return
+                    buffers = (memoryview(buffers[0])[written:],)
+                self._write_all([memoryview(buffer) for buffer in buffers if len(buffer)])
         except BrokenPipeError:
             os._exit(0)
         except OSError as error:
             complain("cannot write a reply: %s" % error)
             os._exit(2)
+
+    def hold(self, payload):
+        """Write one frame with those that follow it, at the latest at the next flush.
+
+        THREAD: the main thread, like ``flush``.
+        """
+        self.held += len(payload).to_bytes(4, "big")
+        self.held += payload
+        if len(self.held) > READ_CHUNK_BYTES:
+            self.flush()
+
+    def flush(self):
+        """Write the frames that are held."""
+        if self.held:
+            held, self.held = self.held, bytearray()
+            self.write(held)
 
     def _write_all(self, views):
         while views:
@@ -177,6 +204,7 @@ class Stream:
         self.in_fd = self.out_fd = -1
         self._write_lock = allocate_lock()
         self._buffer = b""
+        self.held = bytearray()
 
 
 def open_stream():
@@ -317,7 +345,7 @@ def is_plain(value, depth=MAX_DEPTH):
 
 
 def encode(value, root, attachments):
-    """Return a value as JSON text.
+    """Return a value as JSON text in UTF-8.
 
     Args:
         value: What a handler returned.
@@ -327,21 +355,18 @@ def encode(value, root, attachments):
     Raises:
         Refused: ``encode_error`` with the path of the first value that cannot be sent.
     """
+    if value is None:
+        return b"null"
     if is_plain(value):
         try:
-            text = dumps(value)
-            if not text.isascii():
-                text.encode()
-            return text
+            return dumps(value).encode()
         except (ValueError, RecursionError) as error:
             reason = str(error)
             attachments = None
     else:
         reason = "the value cannot be encoded as JSON"
     try:
-        text = dumps(convert(value, root, (), attachments))
-        text.encode()
-        return text
+        return dumps(convert(value, root, (), attachments)).encode()
     except (ValueError, TypeError, RecursionError) as error:
         reason = str(error) or reason
     raise encode_error(root, reason)
@@ -407,34 +432,21 @@ def check_text(text, path):
 # -------------------------------------------------------------------------------------------- handlers
 
 _FUNCTION = type(bad_args)
-_VARARGS, _VARKEYWORDS, _COROUTINE = 4, 8, 128  # bits of code.co_flags
 
 
 class Handler:
-    """One command: its function, and what a call must look like to fit without further thought."""
+    """One command: its function, and the parameters that it takes."""
 
     def __init__(self, name, fn, raw_params=None):
         self.name = name
         self.fn = fn
         self.raw = raw_params is not None  # a built-in: takes args as they came
-        self.is_known = False
+        self.is_function = type(fn) is _FUNCTION
         self.params = raw_params or ()
         self._signature = None
-        code = fn.__code__ if type(fn) is _FUNCTION and raw_params is None else None
-        if code is not None:
-            count, flags = code.co_argcount, code.co_flags
-            first_default = count - len(fn.__defaults__ or ())
-            positional = code.co_varnames[:count]
-            only_keywords = code.co_varnames[count : count + code.co_kwonlyargcount]
-            needed = frozenset(name for name in only_keywords if name not in (fn.__kwdefaults__ or {}))
-            self.params = positional + only_keywords
-            # INVARIANT: read only while is_known; then a call that fits these numbers binds.
-            self.is_known = not code.co_posonlyargcount
-            self.accepts = frozenset(self.params)
-            self.requires = needed | frozenset(positional[:first_default])
-            self.any_keywords = bool(flags & _VARKEYWORDS)
-            self.fewest = sys.maxsize if needed else first_default
-            self.most = sys.maxsize if flags & _VARARGS else count
+        if self.is_function and not self.raw:
+            code = fn.__code__
+            self.params = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
 
     def call(self, args):
         """Bind and call: an object is keywords, an array positionals, null nothing, a scalar one positional.
@@ -443,25 +455,28 @@ class Handler:
             Refused: ``bad_args``, when the arguments do not fit; nothing was called.
         """
         fn = self.fn
-        kind = type(args)
-        if kind is dict:
-            if self.raw:
-                return fn(args)
-            if not self.is_known or not (
-                args.keys() >= self.requires and (self.any_keywords or args.keys() <= self.accepts)
-            ):
-                self._check((), args)
-            return fn(**args)
         if self.raw:
             return fn(args)
-        values = () if args is None else args if kind is list else (args,)
-        if not self.is_known or not self.fewest <= len(values) <= self.most:
-            self._check(values, {})
-        return fn(*values)
+        if not self.is_function:
+            self._check(args)
+        kind = type(args)
+        try:
+            if kind is dict:
+                return fn(**args) if args else fn()
+            if kind is list:
+                return fn(*args)
+            return fn() if args is None else fn(args)
+        except TypeError as error:
+            # A function of Python that was entered has a frame of its own in the traceback.
+            if self.is_function and error.__traceback__.tb_next is None:
+                self._check(args)
+            raise
 
-    def _check(self, values, keywords):
+    def _check(self, args):
         import inspect
 
+        keywords = args if type(args) is dict else {}
+        values = args if type(args) is list else () if args is None or type(args) is dict else (args,)
         if self._signature is None:
             try:
                 self._signature = inspect.signature(self.fn, follow_wrapped=False)
@@ -736,6 +751,7 @@ class Runner:
             if payload is None:
                 return 0
             if payload[0] == PICKLE_START and self._callables is not None:
+                self.stream.flush()
                 self._callables.serve(payload)
                 continue
             try:
@@ -758,10 +774,7 @@ class Runner:
                 if answered is message:
                     continue
             try:
-                if (len(message) == 3 and "args" in message) or not self.level:
-                    self._serve(request_id, message, message.get("args", {}), None, None)
-                else:
-                    self._serve_extended(request_id, message)
+                self._serve(request_id, message)
             except FramingError as error:
                 self._bad_frame(None, str(error))
                 return 2
@@ -783,38 +796,32 @@ class Runner:
 
     # Requests
 
-    def _serve(self, request_id, message, args, index, deadline):
-        self._count += 1
-        self._context = None
-        self._request = (request_id, message.get("session") if self.level else None, deadline)
-        try:
-            name = message.get("command")
-            handler = self._commands.get(name) if type(name) is str else None
-            if handler is None:
-                if type(name) is str:
-                    raise _registry.unknown(name)
-                raise bad_args("request %d: 'command' must be a string" % request_id)
-            result = handler.call(args)
-            if type(result) not in _JSON_TYPES and hasattr(result, "__await__"):
-                result = self._await(result)
-            attachments = [] if "attachments" in self.agreed else None
-            text = encode(result, "result", attachments)
-        except BaseException as error:
-            if self.stream.forked:
-                raise
-            self._reply_error(request_id, index, error)
-        else:
-            self._reply(request_id, index, text, attachments)
-        finally:
-            self._request = self._context = None
+    def _serve(self, request_id, message):
+        """Serve a request that has none of the rarer keys, as most have not, or pass it on."""
+        name, claim, session = message.get("command"), message.get("claim"), message.get("session")
+        handler = self._commands.get(name) if type(name) is str else None
+        count = 3 + (claim is not None) + (session is not None)
+        if (
+            handler is None
+            or len(message) != count
+            or "args" not in message
+            or (session is not None and type(session) is not str)
+            or not self.level
+        ):
+            self._serve_extended(request_id, message, handler)
+        elif claim is not True or self._claim(request_id, None):
+            self._answer(handler, request_id, message["args"], None, session, None)
 
-    def _serve_extended(self, request_id, message):
-        """Serve a request with more than id, command and args; the order of the steps is the wire's."""
+    def _serve_extended(self, request_id, message, handler):
+        """Serve any request; the order of the steps is the wire's."""
+        if not self.level:
+            message = {key: message[key] for key in ("command", "args") if key in message}
         problem = self._take_attachments(message)
         deadline_ms = message.get("deadline_ms")
         if deadline_ms is not None and type(deadline_ms) not in (int, float):
             problem = problem or bad_args("request %d: 'deadline_ms' must be a number" % request_id)
             deadline_ms = None
+        deadline = None if deadline_ms is None else time.monotonic() + deadline_ms / 1000
         session = message.get("session")
         if session is not None and type(session) is not str:
             problem = problem or bad_args("request %d: 'session' must be a string" % request_id)
@@ -825,22 +832,71 @@ class Runner:
         elif batch == []:
             problem = problem or bad_args("request %d: 'batch' must not be empty" % request_id)
             batch = None
-        deadline = None if deadline_ms is None else time.monotonic() + deadline_ms / 1000
-        items = (message.get("args", {}),) if batch is None else batch
-        for position, args in enumerate(items):
-            index = None if batch is None else position
-            if message.get("claim") is True:
-                try:
-                    if not self.stream.claim():
-                        where = "" if index is None else ',"index":%d' % index
-                        self._send('{"id":%d,"type":"recalled"%s}' % (request_id, where))
-                        continue
-                except (Refused, OSError) as error:
-                    problem = problem or error
-            if problem is not None:
-                self._reply_error(request_id, index, problem)
+        claim = message.get("claim") is True
+        if problem is None and handler is None:
+            name = message.get("command")
+            missing = "request %d: 'command' must be a string" % request_id
+            problem = _registry.unknown(name) if type(name) is str else bad_args(missing)
+        if batch is not None:
+            self._serve_batch(handler, request_id, batch, session, deadline, claim, problem)
+            return
+        if not claim or self._claim(request_id, None, problem):
+            if problem is None:
+                self._answer(handler, request_id, message.get("args", {}), None, session, deadline)
             else:
-                self._serve(request_id, message, args, index, deadline)
+                self._reply_error(request_id, None, problem)
+
+    def _serve_batch(self, handler, request_id, batch, session, deadline, claim, problem):
+        """Serve one item after the other; replies that come within BATCH_WAIT_S are written together."""
+        stream = self.stream
+        since = 0.0
+        for index, args in enumerate(batch):
+            now = time.monotonic()
+            if now - since > BATCH_WAIT_S:
+                stream.flush()
+                since = now
+            if not claim or self._claim(request_id, index, problem):
+                if problem is None:
+                    self._answer(handler, request_id, args, index, session, deadline)
+                else:
+                    self._reply_error(request_id, index, problem)
+        stream.flush()
+
+    def _claim(self, request_id, index, problem=None):
+        """Take the token of one item; return False, the item answered, when it is not to be served."""
+        try:
+            if self.stream.claim():
+                return True
+        except (Refused, OSError) as error:
+            self._reply_error(request_id, index, problem or error)
+            return False
+        where = b"" if index is None else b',"index":%d' % index
+        self.stream.hold(b'{"id":%d,"type":"recalled"%b}' % (request_id, where))
+        return False
+
+    def _answer(self, handler, request_id, args, index, session, deadline):
+        """Run one item and reply."""
+        stream = self.stream
+        if index is None and stream.held:
+            stream.flush()
+        self._count += 1
+        self._context = None
+        self._request = (request_id, session, deadline)
+        try:
+            result = handler.call(args)
+            if type(result) not in _JSON_TYPES and hasattr(result, "__await__"):
+                stream.flush()
+                result = self._await(result)
+            attachments = [] if "attachments" in self.agreed else None
+            body = encode(result, "result", attachments)
+        except BaseException as error:
+            if stream.forked:
+                raise
+            self._reply_error(request_id, index, error)
+        else:
+            self._reply(request_id, index, body, attachments)
+        finally:
+            self._request = self._context = None
 
     def _take_attachments(self, message):
         """Read the raw frames that follow a message and put them in place; return a Refused or None.
@@ -1023,25 +1079,47 @@ class Runner:
 
     # Replies
 
-    def _reply(self, request_id, index, text, attachments):
-        where = "" if index is None else ',"index":%d' % index
-        tail = "}" if self.level else ',"timestamp":"%s"}' % timestamp()
+    def _reply(self, request_id, index, body, attachments):
+        stream = self.stream
+        if len(body) > READ_CHUNK_BYTES or attachments or not self.level:
+            self._reply_extended(request_id, index, body, attachments)
+            return
+        if index is None:
+            reply = b'{"id":%d,"success":true,"result":%b}' % (request_id, body)
+        else:
+            reply = b'{"id":%d,"index":%d,"success":true,"result":%b}' % (request_id, index, body)
+        size = len(reply)
+        if size > stream.max_frame:
+            self._reply_too_large(request_id, index, size)
+        elif index is None:
+            stream.write(size.to_bytes(4, "big") + reply)
+        else:
+            stream.hold(reply)
+
+    def _reply_extended(self, request_id, index, body, attachments):
+        where = b"" if index is None else b',"index":%d' % index
+        head = b'{"id":%d%b,"success":true,"result":' % (request_id, where)
+        tail = b"}" if self.level else b',"timestamp":"%b"}' % timestamp().encode()
         if attachments:
             entries = [{"path": path, "kind": "bytes", "len": len(data)} for path, data in attachments]
-            tail = ',"attachments":%s%s' % (dumps(entries), tail)
-        reply = ('{"id":%d%s,"success":true,"result":%s%s' % (request_id, where, text, tail)).encode()
-        limit = self.stream.max_frame
-        if len(reply) > limit:
-            message = "the encoded reply has %d bytes; the limit is %d (max_frame)" % (len(reply), limit)
-            self._reply_error(request_id, index, Refused("too_large", "ResultTooLarge", message))
+            tail = b',"attachments":%b%b' % (dumps(entries).encode(), tail)
+        size, limit = len(head) + len(body) + len(tail), self.stream.max_frame
+        if size > limit:
+            self._reply_too_large(request_id, index, size)
             return
-        self.stream.write_frame(reply)
+        self.stream.flush()
+        self.stream.write_frame(head, body, tail)
         for _, data in attachments or ():
             with memoryview(data) as view:
                 for start in range(0, len(data), limit):
                     self.stream.write_frame(view[start : start + limit])
 
+    def _reply_too_large(self, request_id, index, size):
+        message = "the encoded reply has %d bytes; the limit is %d (max_frame)" % (size, self.stream.max_frame)
+        self._reply_error(request_id, index, Refused("too_large", "ResultTooLarge", message))
+
     def _reply_error(self, request_id, index, error):
+        self.stream.flush()
         report = describe(error)
         if not self._send_error(request_id, index, report):
             report.pop("data", None)

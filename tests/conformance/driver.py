@@ -123,8 +123,8 @@ def dumps(message: Any) -> bytes:
     return json.dumps(message, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
 
 
-def _socket_pair() -> tuple[int, int]:
-    first, second = socket.socketpair()
+def _socket_pair(kind: int = socket.SOCK_STREAM) -> tuple[int, int]:
+    first, second = socket.socketpair(socket.AF_UNIX, kind)
     return first.detach(), second.detach()
 
 
@@ -145,6 +145,7 @@ class Worker:
         env: Variables on top of the test's environment.
         claim: Whether to pass a claim pipe (level 1).
         sockets: Whether requests and replies go over sockets, which cannot be opened again by name.
+        packets: Whether the replies go over a socket that gives each write of the worker to one read.
 
     Attributes:
         claims: Write end of the claim pipe (level 1).
@@ -159,6 +160,7 @@ class Worker:
         env: Mapping[str, str] | None = None,
         claim: bool = True,
         sockets: bool = False,
+        packets: bool = False,
     ) -> None:
         self.level = level
         self._files = contextlib.ExitStack()
@@ -166,7 +168,10 @@ class Worker:
         self.stdout_file = self._files.enter_context(tempfile.TemporaryFile())  # noqa: SIM115  # by the stack
         environment = {**os.environ, **(env or {})}
         theirs_in, self.requests = _socket_pair() if sockets else os.pipe()
-        self.replies, theirs_out = _socket_pair() if sockets else os.pipe()
+        if packets:
+            self.replies, theirs_out = _socket_pair(socket.SOCK_SEQPACKET)
+        else:
+            self.replies, theirs_out = _socket_pair() if sockets else os.pipe()
         claim_in, self.claims = os.pipe()
         os.set_blocking(claim_in, False)
         passed: list[int] = []
@@ -235,6 +240,15 @@ class Worker:
                 raise WorkerGone(f"the replies ended with {self._buffer[:80]!r}; stderr: {self.stderr()}")
             self._buffer += piece
 
+    def receive_packet(self) -> list[Any]:
+        """Return the messages of one write of the worker, which was started with ``packets``."""
+        assert select.select([self.replies], [], [], REPLY_TIMEOUT_S)[0], self.stderr()
+        self._buffer += os.read(self.replies, 1 << 20)
+        messages = []
+        while self._buffer:
+            messages.append(self.receive())
+        return messages
+
     def receive(self) -> Any:
         """Return the next message, valid by the schema."""
         message = json.loads(self.receive_frame())
@@ -289,10 +303,12 @@ class Worker:
         return os.pread(self.stdout_file.fileno(), 1 << 20, 0).decode(errors="replace")
 
 
-def start_bridge(bridge: Bridge, level: int = 1, *, handlers: bool = True, claim: bool = True) -> Worker:
+def start_bridge(
+    bridge: Bridge, level: int = 1, *, handlers: bool = True, claim: bool = True, packets: bool = False
+) -> Worker:
     """Start a bridge with its language's test handlers, or with the built-in commands only."""
     options = ("--handlers", bridge.handlers) if handlers else ()
-    return Worker([*bridge.argv, *options], level, claim=claim)
+    return Worker([*bridge.argv, *options], level, claim=claim, packets=packets)
 
 
 # Transcripts

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 
 from snakepit_bridge import command, context, on_start
 
@@ -148,6 +149,24 @@ def child_sees():
 def hang():
     context().log("hanging")
     threading.Event().wait()
+
+
+@command
+def stall(ms):
+    """Compute for so many milliseconds; with null, wait for ever."""
+    until = time.monotonic() + (ms or 0) / 1000
+    while ms is None or time.monotonic() < until:
+        if ms is None:
+            threading.Event().wait()
+    return ms
+
+
+@command
+async def stall_later(ms):
+    """Wait for ever with null, and let the event loop run meanwhile."""
+    if ms is None:
+        await asyncio.Event().wait()
+    return ms
 
 
 @command
