@@ -18,6 +18,7 @@ from typing import Any, Final
 
 from ._store.backends import MemoryBackend, SessionBackend, Table
 from ._store.locks import Turns
+from ._store.lookup import SESSION, check_live, find, find_session
 from ._store.records import (
     Row,
     Session,
@@ -33,7 +34,6 @@ from .errors import SessionError, SessionExists, SessionNotFound, SessionQuotaEx
 
 __all__ = ("MemoryBackend", "SQLiteBackend", "Session", "SessionBackend", "SessionStats", "SessionStore")
 
-_SESSION: Final = ""  # the key of the session's own row; program ids are never empty
 _GLOBAL: Final = ""  # the owner of the global programs; session ids are never empty
 
 _SWEEP_S: Final = 60.0  # arbitrary; what has expired is invisible meanwhile
@@ -85,9 +85,10 @@ class SessionStore:
         default_ttl_s: float = 3600.0,
         max_sessions: int | None = 10_000,
         clock: Callable[[], float] = time.time,
+        durable: bool = False,
     ) -> SessionStore:
-        """Return a store in a SQLite file, made if it does not exist; errors as in ``SQLiteBackend``."""
-        backend = SQLiteBackend(path)
+        """Return a store in a SQLite file, made if it does not exist; see ``SQLiteBackend`` for the rest."""
+        backend = SQLiteBackend(path, durable=durable)
         try:
             return cls(backend, default_ttl_s=default_ttl_s, max_sessions=max_sessions, clock=clock)
         except BaseException:
@@ -116,20 +117,20 @@ class SessionStore:
         value = self._backend.encode({"metadata": dict(metadata or {}), "data": {}}, "")
         with self._backend.transaction(write=True) as table:
             now = self._clock()
-            old = table.get(session_id, _SESSION)
+            old = table.get(session_id, SESSION)
             if old is not None and not old.expired(now):
                 raise SessionExists(f"session {session_id!r} exists already")
             expired = 0 if old is None else 1
             if old is not None:
-                table.delete(session_id, _SESSION)
+                table.delete(session_id, SESSION)
             swept, room = self._make_room(table, now, sessions=True)
             row = Row(value, now, now, ttl_s, new_version())
             if room:
-                table.put(session_id, _SESSION, row)
+                table.put(session_id, SESSION, row)
         self._count_expired(expired + swept)
         if not room:
             raise SessionQuotaExceeded(f"no room for session {session_id!r}: {self._max_sessions} exist")
-        return self._session(session_id, {_SESSION: row})
+        return self._session(session_id, {SESSION: row}, now)
 
     def get(self, session_id: str) -> Session:
         """Return a snapshot of a session, which starts its idle time anew.
@@ -140,10 +141,10 @@ class SessionStore:
         session_id = check_id("session_id", session_id)
         with self._backend.transaction(write=True, durable=False) as table:
             now = self._clock()
-            _find_session(table, session_id, now)
-            table.touch(session_id, _SESSION, now)
             rows = table.owned(session_id)
-        return self._session(session_id, rows)
+            check_live(rows.get(SESSION), session_id, now)
+            table.touch(session_id, SESSION, now)
+        return self._session(session_id, rows, now)
 
     def update(self, session_id: str, fn: Callable[[dict[str, Any]], dict[str, Any] | None]) -> Session:
         """Change a session's data by a callback: all of it, or nothing where the callback raises.
@@ -176,17 +177,17 @@ class SessionStore:
                 raise TypeError(f"the update of {session_id!r} must return a dict or None, not {data!r:.80}")
             return {"metadata": value["metadata"], "data": data}
 
-        return self._session(session_id, self._change(session_id, _SESSION, "", change))
+        return self._session(session_id, *self._change(session_id, SESSION, "", change))
 
     def delete(self, session_id: str) -> bool:
         """Remove a session with its programs; return whether there was one that had not expired."""
-        return self._delete(check_id("session_id", session_id), _SESSION)
+        return self._delete(check_id("session_id", session_id), SESSION)
 
     def exists(self, session_id: str) -> bool:
         """Say whether there is such a session that has not expired; its idle time goes on."""
         session_id = check_id("session_id", session_id)
         with self._backend.transaction(write=False) as table:
-            row = table.get(session_id, _SESSION)
+            row = table.get(session_id, SESSION)
             return row is not None and not row.expired(self._clock())
 
     def ids(self) -> tuple[str, ...]:
@@ -227,8 +228,8 @@ class SessionStore:
         value = self._backend.encode(program, f"/programs/{program_id}")
         with self._backend.transaction(write=True) as table:
             now = self._clock()
-            _find_session(table, session_id, now)
-            table.touch(session_id, _SESSION, now)
+            find_session(table, session_id, now)
+            table.touch(session_id, SESSION, now)
             table.put(session_id, program_id, Row(value, now, now, math.inf, new_version()))
 
     def get_program(self, session_id: str, program_id: str) -> Any:
@@ -240,8 +241,8 @@ class SessionStore:
         session_id, program_id = check_id("session_id", session_id), check_id("program_id", program_id)
         with self._backend.transaction(write=True, durable=False) as table:
             now = self._clock()
-            row = _find(table, session_id, program_id, now)
-            table.touch(session_id, _SESSION, now)
+            row = find(table, session_id, program_id, now)
+            table.touch(session_id, SESSION, now)
         return self._backend.decode(row.value)
 
     def update_program(self, session_id: str, program_id: str, fn: Callable[[Any], Any]) -> Any:
@@ -266,7 +267,7 @@ class SessionStore:
             result = fn(program)
             return program if result is None else result
 
-        rows = self._change(session_id, program_id, f"/programs/{program_id}", change)
+        rows, _ = self._change(session_id, program_id, f"/programs/{program_id}", change)
         return self._backend.decode(rows[program_id].value)
 
     def delete_program(self, session_id: str, program_id: str) -> bool:
@@ -274,10 +275,10 @@ class SessionStore:
         session_id, program_id = check_id("session_id", session_id), check_id("program_id", program_id)
         with self._backend.transaction(write=True) as table:
             now = self._clock()
-            session = table.get(session_id, _SESSION)
+            session = table.get(session_id, SESSION)
             if session is None or session.expired(now) or table.get(session_id, program_id) is None:
                 return False
-            table.touch(session_id, _SESSION, now)
+            table.touch(session_id, SESSION, now)
             table.delete(session_id, program_id)
             return True
 
@@ -336,22 +337,29 @@ class SessionStore:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def _change(self, session_id: str, key: str, path: str, change: Callable[[Any], Any]) -> dict[str, Row]:
-        """Run an update callback outside of any transaction; store its result if nothing came between."""
+    def _change(
+        self, session_id: str, key: str, path: str, change: Callable[[Any], Any]
+    ) -> tuple[dict[str, Row], float]:
+        """Run an update callback outside of any transaction; store its result if nothing came between.
+
+        Returns:
+            The session's rows, and when that was.
+        """
         with self._turns.turn(session_id):
             for _ in range(_UPDATE_ATTEMPTS):
                 with self._backend.transaction(write=False) as table:
-                    row = _find(table, session_id, key, self._clock())
+                    row = find(table, session_id, key, self._clock())
                 value = self._backend.encode(change(self._backend.decode(row.value)), path)
                 with self._backend.transaction(write=True) as table:
                     now = self._clock()
                     # RACE: 1. the callback runs; 2. another process, or store_program here, changes the
                     # row; 3. storing the result would undo that.  The version tells, and it starts again
                     # (tests/unit/test_sessions.py::test_an_update_starts_again_when_the_row_changed_meanwhile).
-                    if _find(table, session_id, key, now).version == row.version:
+                    if find(table, session_id, key, now).version == row.version:
                         table.put(session_id, key, Row(value, row.created_at, now, row.ttl_s, new_version()))
-                        table.touch(session_id, _SESSION, now)
-                        return table.owned(session_id)
+                        if key != SESSION:
+                            table.touch(session_id, SESSION, now)
+                        return table.owned(session_id), now
         raise SessionError(f"session {session_id!r} was changed by others during {_UPDATE_ATTEMPTS} updates")
 
     def _delete(self, owner: str, key: str) -> bool:
@@ -377,24 +385,10 @@ class SessionStore:
             with self._count_lock:
                 self._expired_total += number
 
-    def _session(self, session_id: str, rows: dict[str, Row]) -> Session:
-        head = rows.pop(_SESSION)
-        value = self._backend.decode(head.value)
-        programs = {key: self._backend.decode(row.value) for key, row in rows.items()}
-        times = head.created_at, head.last_accessed_at, head.ttl_s
-        return Session(session_id, *times, value["metadata"], value["data"], programs)
-
-
-def _find_session(table: Table, session_id: str, now: float) -> Row:
-    row = table.get(session_id, _SESSION)
-    if row is None or row.expired(now):
-        raise SessionNotFound(f"no session {session_id!r}")
-    return row
-
-
-def _find(table: Table, session_id: str, key: str, now: float) -> Row:
-    session = _find_session(table, session_id, now)
-    row = session if key == _SESSION else table.get(session_id, key)
-    if row is None:
-        raise SessionNotFound(f"no program {key!r} in session {session_id!r}")
-    return row
+    def _session(self, session_id: str, rows: dict[str, Row], accessed_at: float) -> Session:
+        head, decode = rows.pop(SESSION), self._backend.decode
+        value = decode(head.value)
+        programs = {key: decode(row.value) for key, row in rows.items()}
+        return Session(
+            session_id, head.created_at, accessed_at, head.ttl_s, value["metadata"], value["data"], programs
+        )

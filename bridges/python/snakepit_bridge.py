@@ -7,13 +7,16 @@ from ``snakepit_bridge``.  All requests run on the main thread, one after anothe
 waits for the end of the request stream.  bridges/PROTOCOL.md is the normative text.
 """
 
-import json
 import os
-import signal
 import sys
 import time
 from _thread import allocate_lock, start_new_thread
 from select import poll
+
+try:  # the public module makes enums of its numbers, which takes as long as half an interpreter's start
+    from _signal import SIG_IGN, SIGINT, signal
+except ImportError:
+    from signal import SIG_IGN, SIGINT, signal
 
 # A handler file imports this module by name although it runs as __main__ (or as __mp_main__ in a
 # process that the handlers start with multiprocessing).
@@ -277,8 +280,46 @@ def _finite_float(text):
     return value
 
 
-_decoder = json.JSONDecoder(parse_constant=_no_constant, parse_float=_finite_float)
-_scan = _decoder.scan_once
+def _unsupported(value):
+    raise TypeError("%s is not a JSON type" % type(value).__name__)
+
+
+class _Strict:
+    """What the C scanner asks a decoder for."""
+
+    strict, object_hook, object_pairs_hook, parse_int = True, None, None, int
+    parse_float, parse_constant = staticmethod(_finite_float), staticmethod(_no_constant)
+
+
+def _make_codec():
+    """Return (scan, encode), the C functions themselves: json imports re, which takes as long as all else here.
+
+    And ``JSONEncoder.encode`` makes the C encoder anew for each value.
+    """
+    sample = {"a": [1.5, None]}
+    try:
+        from _json import encode_basestring, make_encoder, make_scanner
+
+        scan = make_scanner(_Strict)
+        inner = make_encoder(None, _unsupported, encode_basestring, None, ":", ",", False, False, False)
+        usable = scan("".join(inner(sample, 0)), 0) == (sample, 16)
+    except Exception:  # another Python's private signatures
+        usable = False
+    if usable:
+        return scan, lambda value: "".join(inner(value, 0))
+    from json import JSONEncoder
+
+    options = {"ensure_ascii": False, "allow_nan": False, "check_circular": False, "separators": (",", ":")}
+    return _public_decoder().scan_once, JSONEncoder(default=_unsupported, **options).encode
+
+
+def _public_decoder():
+    from json import JSONDecoder
+
+    return JSONDecoder(parse_constant=_no_constant, parse_float=_finite_float)
+
+
+_scan, dumps = _make_codec()
 
 
 def parse(payload):
@@ -291,37 +332,14 @@ def parse(payload):
     try:
         value, end = _scan(text, 0)
     except StopIteration:
-        return _decoder.decode(text)
+        return _public_decoder().decode(text)
     if end != len(text):
-        return _decoder.decode(text)
+        return _public_decoder().decode(text)
     if "\\u" in text:
         dumps(value).encode()
     return value
 
 
-def _unsupported(value):
-    raise TypeError("%s is not a JSON type" % type(value).__name__)
-
-
-def _make_encoder():
-    """Return the C encoder itself where there is one: ``JSONEncoder.encode`` makes it anew for each value."""
-    public = json.JSONEncoder(
-        ensure_ascii=False, allow_nan=False, check_circular=False, separators=(",", ":"), default=_unsupported
-    )
-    try:
-        from json import encoder
-
-        inner = encoder.c_make_encoder(
-            None, _unsupported, encoder.encode_basestring, None, ":", ",", False, False, False
-        )
-        if "".join(inner({"a": [1.5, None]}, 0)) == '{"a":[1.5,null]}':
-            return lambda value: "".join(inner(value, 0))
-    except Exception:  # another Python's private signature: the public way serves
-        return public.encode
-    return public.encode
-
-
-dumps = _make_encoder()
 _LEAVES = frozenset((str, int, float, bool, type(None)))
 _JSON_TYPES = _LEAVES.union((dict, list, tuple))
 
@@ -1195,6 +1213,13 @@ def place(message, path, data):
     target[last] = data
 
 
+# What is not imported at the start and often is later: a handler file must not stand in its place.
+_NEEDED_LATER = (
+    *("asyncio", "collections", "enum", "functools", "importlib", "inspect", "json", "operator"),
+    *("pickle", "re", "signal", "traceback", "types", "typing"),
+)
+
+
 def load_handlers(name):
     """Import a handler file under its stem, its folder first on sys.path; or a module by its name."""
     if not name.endswith(".py") and os.sep not in name:
@@ -1205,10 +1230,13 @@ def load_handlers(name):
     path = os.path.abspath(name)
     if not os.path.isfile(path):
         raise FileNotFoundError("no handler file at %s" % path)
-    from importlib.util import module_from_spec, spec_from_file_location
-
+    try:  # the same functions as in importlib.util, which imports half as much as an interpreter's start
+        from _frozen_importlib import module_from_spec
+        from _frozen_importlib_external import spec_from_file_location
+    except ImportError:
+        from importlib.util import module_from_spec, spec_from_file_location
     stem = os.path.splitext(os.path.basename(path))[0]
-    if stem in sys.modules:
+    if stem in sys.modules or stem in _NEEDED_LATER:
         raise ImportError("handler file %s has the name of module %r; rename the file" % (path, stem))
     sys.path.insert(0, os.path.dirname(path))
     spec = spec_from_file_location(stem, path)
@@ -1225,12 +1253,15 @@ class Callables:
     """Runs pickled calls: frames of two pickles, a header and a body (PROTOCOL.md, "Callables")."""
 
     def __init__(self, runner):
-        import pickle
+        try:  # the public module imports re
+            from _pickle import dumps, loads
+        except ImportError:
+            from pickle import dumps, loads
 
         self._runner = runner
         self._stream = runner.stream
-        self._loads = pickle.loads
-        self._dumps = pickle.dumps
+        self._loads = loads
+        self._dumps = dumps
         # Classes and functions of the host's __main__ are rebuilt here under that name: they must not
         # be taken for this file's own.
         sys.modules["__main__"] = type(sys)("__main__")
@@ -1458,7 +1489,7 @@ def main(argv):
     except (ValueError, OSError) as error:
         complain("%s\n%s" % (error, USAGE))
         return 2
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal(SIGINT, SIG_IGN)
     os.register_at_fork(after_in_child=stream.drop_in_child)
     for output in (sys.stdout, sys.stderr):
         if output is not None:

@@ -14,11 +14,11 @@ A row is addressed by ``(owner, key)``; neither ids nor keys of users are empty,
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 from ..errors import SessionError
+from .copies import copy_plain, copy_tree
 from .locks import Mutex, watch_forks
 from .records import Row
 
@@ -79,7 +79,7 @@ class SessionBackend(Protocol):
 
         Args:
             write: Whether rows will change.
-            durable: Whether the end of the block promises that the change survives a power failure.
+            durable: Whether the change is worth waiting for the disk, in a backend that waits for it at all.
 
         Raises:
             SessionError: Closed, damaged, or locked for too long; raised here.
@@ -92,15 +92,14 @@ class SessionBackend(Protocol):
 class MemoryBackend:
     """Rows in this process, gone with it.
 
-    Values are copied on the way in and out (``copy.deepcopy``), so that nobody can change a stored
-    value by keeping a reference.  Whatever can be copied can be stored.
+    Values are copied on the way in and out, so that nobody can change a stored value by keeping a reference.
+    Whatever ``copy.deepcopy`` can copy can be stored.
     """
 
     name = "memory"
 
     def __init__(self) -> None:
-        self._mutex = Mutex()
-        self._table: _MemoryTable | None = _MemoryTable()
+        self._room = _MemoryRoom()
         watch_forks(self)
 
     def encode(self, value: Any, path: str) -> Any:
@@ -110,38 +109,58 @@ class MemoryBackend:
             ValueError: It cannot be copied; raised here.
         """
         try:
-            return copy.deepcopy(value)
-        except Exception as error:
-            raise ValueError(f"{path}: cannot be stored, for it cannot be copied: {error}") from error
+            return copy_tree, copy_plain(value, set())
+        except Exception:  # a plain value may also be nested too deeply, or be changed by another thread
+            try:
+                return copy.deepcopy, copy.deepcopy(value)
+            except Exception as error:
+                raise ValueError(f"{path}: cannot be stored, for it cannot be copied: {error}") from error
 
     def decode(self, stored: Any) -> Any:
         """Copy a stored value."""
-        return copy.deepcopy(stored)
+        copier, value = stored
+        return copier(value)
 
-    @contextmanager
-    def transaction(self, *, write: bool, durable: bool = True) -> Iterator[Table]:
+    def transaction(self, *, write: bool, durable: bool = True) -> AbstractContextManager[Table]:
         """Enter the mutex.  Nothing is rolled back: the store checks first and changes last.
 
         Raises:
-            SessionError: Closed; raised here.
+            SessionError: Closed; raised when entered.
         """
-        with self._mutex:
-            if self._table is None:
-                raise SessionError("the session store is closed")
-            yield self._table
+        return self._room
 
     def close(self) -> None:
         """Drop the rows."""
-        with self._mutex:
-            self._table = None
+        self._room.clear()
 
     def _before_fork(self) -> None:
         """Keep the rows from changing until the fork is over."""
-        self._mutex.lock.acquire()
+        self._room.lock.acquire()
 
     def _after_fork(self, *, child: bool) -> None:
         """Let the threads in again."""
-        self._mutex.lock.release()
+        self._room.lock.release()
+
+
+class _MemoryRoom(Mutex):
+    """The rows behind their mutex; to be inside is the transaction."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._table: _MemoryTable | None = _MemoryTable()
+
+    def __enter__(self) -> Table:
+        super().__enter__()
+        if self._table is None:
+            self.__exit__()
+            raise SessionError("the session store is closed")
+        return self._table
+
+    def clear(self) -> None:
+        """Drop the rows, and let nobody in any more."""
+        super().__enter__()
+        self._table = None
+        self.__exit__()
 
 
 class _MemoryTable:
@@ -161,8 +180,8 @@ class _MemoryTable:
 
     def touch(self, owner: str, key: str, now: float) -> None:
         rows = self._rows[owner]
-        row = rows[key]
-        rows[key] = Row(row.value, row.created_at, now, row.ttl_s, row.version)
+        value, created_at, _, ttl_s, version = rows[key]
+        rows[key] = Row(value, created_at, now, ttl_s, version)
 
     def delete(self, owner: str, key: str) -> None:
         if key:

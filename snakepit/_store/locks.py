@@ -8,9 +8,7 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Protocol
+from typing import Any, Protocol
 
 from ..errors import SessionError
 
@@ -71,7 +69,7 @@ class Mutex:
         self.lock = threading.RLock()
         self.inside = False
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> Any:
         self.lock.acquire()
         if self.inside:
             self.lock.release()
@@ -88,20 +86,24 @@ class Turns:
 
     def __init__(self) -> None:
         # LOCK: protects both tables; held for look-ups only, never during a callback.
-        self._changed = threading.Condition()
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
         self._holder: dict[str, int] = {}  # {session_id: thread}
         self._wanted: dict[int, str] = {}  # {waiting thread: session_id}
         watch_forks(self)
 
-    @contextmanager
-    def turn(self, session_id: str) -> Iterator[None]:
-        """Wait until nobody else updates the session, and keep others from it inside the block.
+    def turn(self, session_id: str) -> Turn:
+        """Return a block that is entered when nobody else updates the session, and keeps others from it.
 
         Raises:
-            SessionError: The thread, or one that waits for it, updates the session already; raised here.
+            SessionError: The thread, or one that waits for it, updates the session already; raised when entered.
         """
+        return Turn(self, session_id)
+
+    def take(self, session_id: str) -> None:
+        """Enter the block of ``turn``."""
         me = threading.get_ident()
-        with self._changed:
+        with self._lock:
             while session_id in self._holder:
                 self._refuse_circle(session_id, me)
                 self._wanted[me] = session_id
@@ -110,11 +112,12 @@ class Turns:
                 finally:
                     del self._wanted[me]
             self._holder[session_id] = me
-        try:
-            yield
-        finally:
-            with self._changed:
-                del self._holder[session_id]
+
+    def give_back(self, session_id: str) -> None:
+        """Leave the block of ``turn``."""
+        with self._lock:
+            del self._holder[session_id]
+            if self._wanted:
                 self._changed.notify_all()
 
     def _refuse_circle(self, session_id: str, me: int) -> None:
@@ -130,12 +133,28 @@ class Turns:
             wanted = None if thread is None else self._wanted.get(thread)
 
     def _before_fork(self) -> None:
-        self._changed.acquire()
+        self._lock.acquire()
 
     def _after_fork(self, *, child: bool) -> None:
-        self._changed.release()
+        self._lock.release()
         if child:  # of all threads only this one has come along; a callback may be what forked
             me = threading.get_ident()
-            self._changed = threading.Condition()
+            self._changed = threading.Condition(self._lock)
             self._holder = {key: thread for key, thread in self._holder.items() if thread == me}
             self._wanted = {}
+
+
+class Turn:
+    """The block of one update; made by `Turns.turn`."""
+
+    __slots__ = ("_session_id", "_turns")
+
+    def __init__(self, turns: Turns, session_id: str) -> None:
+        self._turns = turns
+        self._session_id = session_id
+
+    def __enter__(self) -> None:
+        self._turns.take(self._session_id)
+
+    def __exit__(self, *exc: object) -> None:
+        self._turns.give_back(self._session_id)

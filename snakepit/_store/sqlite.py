@@ -6,7 +6,6 @@ Runs on the threads of the store's callers; owns the connection.  A row is addre
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import stat
@@ -20,7 +19,7 @@ from .backends import Table
 from .locks import Mutex, watch_forks
 from .records import Row
 
-if TYPE_CHECKING:  # imported where a file is opened: most programs never need it
+if TYPE_CHECKING:  # imported where a file is opened, as json is: most programs never need them
     import sqlite3
 
 __all__ = ("MAX_DEPTH", "SCHEMA_VERSION", "SQLiteBackend")
@@ -36,32 +35,44 @@ _BUSY_TIMEOUT_S: Final = 30.0  # wait for other processes' transactions; arbitra
 class SQLiteBackend:
     """Rows in a SQLite file: they survive the process, and several processes may share them.
 
-    A write that has returned is on disk (write-ahead log, ``synchronous=FULL``); only the time of the
-    last access is written without waiting for the disk, so a power failure may lose it.  Values are
-    JSON: None, bool, int, finite float, str, list, dict with str keys; a tuple comes back as a list;
+    A write that has returned survives the end of the process, whatever ends it.  A power failure or a crash of the
+    system may undo the writes of the last moments, all of them from some point on, and never damages the file
+    (write-ahead log, ``synchronous=NORMAL``).  With ``durable`` a write that has returned survives these too: it
+    waits for the disk (``synchronous=FULL``), which takes 20 times as long or more; only the time of the last access
+    never waits.
+
+    Values are JSON: None, bool, int, finite float, str, list, dict with str keys; a tuple comes back as a list;
     everything else is refused before anything is written.  A new file gets mode 0600.
 
     Args:
         path: The file; made if it does not exist.  Symbolic links and files that are no session files
             are refused.
+        durable: Whether a write waits until the disk has it.
 
     Raises:
         SessionError: Not a regular file, not a session file, damaged, or of a newer version; raised here.
         OSError: The file cannot be made, e.g. no such directory; raised here.
-        TypeError, ValueError: ``path`` is no str or path, or empty; raised here.
+        TypeError, ValueError: ``path`` is no str or path, or empty, or ``durable`` is no bool; raised here.
     """
 
     name = "sqlite"
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, durable: bool = False) -> None:
+        import json
+
+        if not isinstance(durable, bool):
+            raise TypeError(f"durable must be True or False, not {durable!r}")
         plain: object = os.fspath(path)
         if not isinstance(plain, str):
             raise TypeError(f"path must be a str or os.PathLike of str, not {path!r}")
         if not plain:
             raise ValueError("path must not be empty")
         self._path = os.path.abspath(plain)  # a later chdir changes nothing, and ":memory:" is a file name
+        self._dumps = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode
+        self._loads = json.loads
         self._mutex = Mutex()
         self._connection: sqlite3.Connection | None = None
+        self._durable = durable
         self._synchronous = ""
         self._closed = False
         _make_private_file(self._path)
@@ -76,7 +87,7 @@ class SQLiteBackend:
             ValueError: JSON would lose or change something; raised here.
         """
         _check_json(value, path, 0)
-        return json.dumps(value, allow_nan=False, separators=(",", ":"))
+        return self._dumps(value)
 
     def decode(self, stored: str) -> Any:
         """Parse JSON text.
@@ -85,7 +96,7 @@ class SQLiteBackend:
             SessionError: It is damaged; raised here.
         """
         try:
-            return json.loads(stored)
+            return self._loads(stored)
         except (ValueError, TypeError) as error:
             raise SessionError(f"{self._path}: a stored value is damaged: {error}") from error
 
@@ -100,7 +111,7 @@ class SQLiteBackend:
             connection = self._connection or self._reopen()
             if connection.in_transaction:  # a KeyboardInterrupt between two lines of an earlier one
                 connection.execute("ROLLBACK")
-            level = "FULL" if durable else "NORMAL"
+            level = "FULL" if durable and self._durable else "NORMAL"
             if write and level != self._synchronous:
                 connection.execute(f"PRAGMA synchronous={level}")
                 self._synchronous = level

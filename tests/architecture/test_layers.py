@@ -15,7 +15,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("_core",),
     ("_pool",),
     ("executor",),
-    ("testing", "_cli"),
+    ("testing", "_cli", "_exports"),
     ("cli", "__init__"),
     ("__main__",),
 )

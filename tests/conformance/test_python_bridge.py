@@ -466,10 +466,11 @@ def test_bad_handler_file_is_a_failed_start(
         assert 1 == process.exit_status()
 
 
-def test_handler_file_that_would_shadow_a_module_is_refused(tmp_path: Path) -> None:
-    """A file whose name is that of a module in use is named, not imported in its place."""
-    (tmp_path / "json.py").write_text("")
-    with BridgeProcess("--handlers", str(tmp_path / "json.py")) as process:
+@pytest.mark.parametrize("name", ["os", "json", "re"])
+def test_handler_file_that_would_shadow_a_module_is_refused(tmp_path: Path, name: str) -> None:
+    """A file whose name is that of a module in use, now or later, is named, not imported in its place."""
+    (tmp_path / f"{name}.py").write_text("")
+    with BridgeProcess("--handlers", str(tmp_path / f"{name}.py")) as process:
         kind, message = _error(process.start())[1:]
 
         assert "ImportError" == kind and "rename the file" in message
@@ -505,6 +506,23 @@ def test_start_imports_little(handlers: str) -> None:
             "typing",
         }
         assert set() == slow - {"subprocess"} & loaded
+
+
+@pytest.mark.parametrize("python", INTERPRETERS, ids=lambda path: Path(path).resolve().name)
+def test_the_bridge_needs_hardly_more_than_the_interpreter(python: str, tmp_path: Path) -> None:
+    """The start, a handler file included, and plain requests import no module of Python but what is there anyway."""
+    (tmp_path / "mine.py").write_text(
+        "import sys\nfrom snakepit_bridge import command\n@command\ndef modules(): return sorted(sys.modules)\n"
+    )
+    bare = [python, "-I", "-S", "-c", "import os, sys; print(*sys.modules)"]
+    there = set(subprocess.check_output(bare, text=True, timeout=BOUND_S).split())
+    with BridgeProcess("--handlers", str(tmp_path / "mine.py"), flags=("-I", "-S"), python=python) as process:
+        process.start()
+        process.ask("echo", {"a": [1.5, None, "x"]})
+
+        more = set(process.ask("modules")["result"]) - there
+
+    assert {"snakepit_bridge", "mine", "_json", "select"} >= more
 
 
 @pytest.mark.parametrize("options", [["--nonsense"], ["--handlers"], ["file.py"], ["--callables=1"]])

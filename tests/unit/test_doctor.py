@@ -13,7 +13,7 @@ from snakepit._cli.doctor import Finding, examine, find_pythons
 from snakepit._supervision.spawn import find_setpriv
 
 PYTHON_3_9 = (
-    'if [ "$1" = -c ]; then echo 3.9.1; echo /nowhere/python3.9; else echo "no codec" >&2; exit 1; fi'
+    'if [ "$1 $#" = "-c 2" ]; then echo 3.9.1; echo /nowhere/python3.9; else echo "no codec" >&2; exit 1; fi'
 )
 
 

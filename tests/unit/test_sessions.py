@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import array
+import collections
+import decimal
 import math
 import os
 import random
@@ -935,6 +938,66 @@ def test_values_that_memory_refuses() -> None:
     assert {} == store.get("a").programs
 
 
+def _circle() -> list[Any]:
+    circle: list[Any] = [{"n": 1}]
+    circle.append(circle)
+    return circle
+
+
+def test_memory_keeps_what_deepcopy_keeps() -> None:
+    """Types, shared parts and cycles come back as they were, of small and of large values."""
+    shared = ["shared"]
+    values: list[Any] = [
+        {"twice": (shared, shared), "set": {1, frozenset((2,))}, "bytes": b"\0", "wide": 1 << 99, "none": None},
+        [bytearray(b"b"), 1j, range(3), len, SessionStore, decimal.Decimal("1.5"), array.array("i", [1])],
+        collections.OrderedDict(a=1),
+        (Celsius(3), [Celsius(4)]),
+        "text",
+        nested_list(200),
+    ]
+    store = SessionStore()
+    store.create("a")
+
+    for value in values:
+        store.store_program("a", "p", value)
+        got = store.get_program("a", "p")
+        assert value == got
+        assert (repr(value), type(value)) == (repr(got), type(got))
+    for pair in ([shared, shared], (shared, shared), {"one": shared, "two": (shared,)}.values()):
+        store.store_program("a", "p", list(pair))
+        one, two = store.get_program("a", "p")
+        assert one is (two[0] if type(two) is tuple else two)
+        assert one is not shared
+    store.store_program("a", "circle", _circle())
+    circle = store.get_program("a", "circle")
+    assert circle[1] is circle
+    with pytest.raises(ValueError, match=r"^/programs/p: cannot be stored"):
+        store.store_program("a", "p", memoryview(b"b"))
+
+
+def test_no_version_is_used_twice_after_a_fork() -> None:
+    """Parent and child give different versions to the rows that they change in a file they share."""
+    script = """
+import os
+from snakepit._store.records import new_version
+first = new_version()
+read_fd, write_fd = os.pipe()
+pid = os.fork()
+own = {new_version() for _ in range(1000)}
+if pid == 0:
+    os.write(write_fd, repr(own).encode())
+    os._exit(0)
+os.close(write_fd)
+with open(read_fd) as file:
+    theirs = eval(file.read())
+os.waitpid(pid, 0)
+print(len(own), len(theirs), len(own & theirs), first in own, min(own) > 0, max(theirs) < 2**63)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=BOUND_S, cwd=ROOT)
+
+    assert ("1000 1000 0 False True True\n", "") == (done.stdout, done.stderr)
+
+
 # The SQLite file ----------------------------------------------------------------------------------------
 
 
@@ -1220,20 +1283,30 @@ def test_a_child_forgets_the_updates_of_other_threads(make_store: MakeStore) -> 
     assert {"n": 1} == updated
 
 
-def test_writes_wait_for_the_disk_and_touches_do_not(path: Path) -> None:
-    """What changes data is committed with synchronous=FULL (2), a time of access with NORMAL (1)."""
-    backend = SQLiteBackend(path)
+@pytest.mark.parametrize(("durable", "expected"), [(True, [2, 1, 2]), (False, [1, 1, 1])])
+def test_what_waits_for_the_disk(path: Path, durable: bool, expected: list[int]) -> None:
+    """Only a durable backend commits with synchronous=FULL (2), and a time of access with NORMAL (1) all the same."""
+    backend = SQLiteBackend(path, durable=durable)
     levels: list[int] = []
 
-    for durable in (True, False, True):
-        with backend.transaction(write=True, durable=durable):
+    for worth_it in (True, False, True):
+        with backend.transaction(write=True, durable=worth_it):
             assert backend._connection is not None
             levels += backend._connection.execute("PRAGMA synchronous").fetchone()
     with backend.transaction(write=False):
         (mode,) = backend._connection.execute("PRAGMA journal_mode").fetchone()
     backend.close()
 
-    assert ([2, 1, 2], "wal") == (levels, mode)
+    assert (expected, "wal") == (levels, mode)
+
+
+@pytest.mark.parametrize("bad", [1, None, "full"])
+def test_durable_is_a_bool(path: Path, bad: Any) -> None:
+    """Whether a write waits for the disk is True or False, and nothing is made for anything else."""
+    with pytest.raises(TypeError, match=f"durable must be True or False, not {bad!r}"):
+        SessionStore.open(path, durable=bad)
+
+    assert not path.exists()
 
 
 def test_a_fork_during_a_transaction(path: Path) -> None:
