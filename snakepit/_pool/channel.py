@@ -5,10 +5,15 @@ Runs on the manager's thread; owns the descriptors and what could not be written
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import itertools
 import os
 from collections import deque
 
-__all__ = ("Channel",)
+from .._wire.frames import Buffer
+
+__all__ = ("READ_BYTES", "Channel")
 
 READ_BYTES = 65536
 """Bytes per read: what a pipe holds unless enlarged, and below the size from which malloc maps pages anew."""
@@ -16,8 +21,17 @@ READ_BYTES = 65536
 _DRAIN_BYTES = 4 << 20
 """More than any pipe holds; whoever still writes after its worker has ended is not waited for."""
 
-_READS_PER_TURN = 16
-"""Reads before the other workers get their turn.  Arbitrary."""
+_LARGE_PIPE_BYTES = 1 << 20
+"""What a pipe is made to hold once something large passes it: all that an ordinary user may ask for."""
+
+_SMALLER_PIPE_BYTES = 1 << 18
+"""What it gets when many others are large already: the pages in all pipes of a user are limited (64 MiB)."""
+
+# INVARIANT: one entry for each pipe that may still become large.  Any manager's thread; each use is one operation.
+_grants: list[int] = [_LARGE_PIPE_BYTES] * 16
+
+_BUFFERS_PER_WRITE = 64
+"""Arbitrary, below the system's limit of 1,024."""
 
 
 class Channel:
@@ -46,6 +60,9 @@ class Channel:
         self._claim_read_fd = claim_read_fd
         self._claim_write_fd = claim_write_fd
         self._unwritten: deque[memoryview] = deque()
+        # INVARIANT: the descriptors whose pipes are to be enlarged when that helps, and how many got a grant.
+        self._small = {request_fd, reply_fd}
+        self._granted = 0
         self.closed_by_worker = False
         self.error: OSError | None = None
 
@@ -59,8 +76,8 @@ class Channel:
         """True when requests can be taken back from this worker."""
         return self._claim_read_fd is not None
 
-    def send(self, buffers: list[bytes]) -> None:
-        """Write as much as the pipe takes now; the rest waits for ``flush``."""
+    def send(self, buffers: list[Buffer]) -> None:
+        """Write as much as the pipe takes now; the rest waits for ``flush``, and must not change until then."""
         # A pipe without a reader is not reported here: the worker's exit follows and says more.
         if self.request_fd is None:
             return
@@ -79,6 +96,7 @@ class Channel:
             if written == len(data):
                 return
             self._unwritten.append(memoryview(data)[written:])
+            self._enlarge(self.request_fd)
             return
         self._unwritten.extend(map(memoryview, buffers))
         self.flush()
@@ -87,8 +105,9 @@ class Channel:
         """Write as much of the rest as the pipe takes now."""
         while self._unwritten and self.request_fd is not None:
             try:
-                written = os.writev(self.request_fd, list(self._unwritten)[:64])
+                written = os.writev(self.request_fd, list(itertools.islice(self._unwritten, _BUFFERS_PER_WRITE)))
             except BlockingIOError:
+                self._enlarge(self.request_fd)
                 return
             except OSError as error:
                 self._cannot_write(error)
@@ -107,25 +126,49 @@ class Channel:
         self.close_requests()
 
     def receive(self) -> bytes:
-        """Return what has arrived, at most a few MiB; sets ``closed_by_worker`` at the end of the stream."""
-        chunks = []
-        for _ in range(_READS_PER_TURN):
-            try:
-                data = os.read(self.reply_fd, READ_BYTES)
-            except BlockingIOError:
-                break
-            except OSError as error:
-                self.error = error
-                self.closed_by_worker = True
-                break
-            if not data:
-                self.closed_by_worker = True
-                break
-            chunks.append(data)
-            # A pipe gives what it has: a short read means that it is empty now.
-            if len(data) < READ_BYTES:
-                break
-        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+        """Return what has arrived, at most READ_BYTES; sets ``closed_by_worker`` at the end of the stream."""
+        try:
+            data = os.read(self.reply_fd, READ_BYTES)
+        except BlockingIOError:
+            return b""
+        except OSError as error:
+            self.error = error
+            self.closed_by_worker = True
+            return b""
+        if not data:
+            self.closed_by_worker = True
+        elif len(data) == READ_BYTES:
+            self._enlarge(self.reply_fd)
+        return data
+
+    def receive_into(self, room: memoryview) -> int:
+        """Read what has arrived to ``room`` and return how much that was; otherwise like ``receive``."""
+        self._enlarge(self.reply_fd)
+        try:
+            count = os.readv(self.reply_fd, (room,))
+        except BlockingIOError:
+            return 0
+        except OSError as error:
+            self.error = error
+            self.closed_by_worker = True
+            return 0
+        if not count:
+            self.closed_by_worker = True
+        return count
+
+    def _enlarge(self, fd: int) -> None:
+        """Let a pipe hold more, once: the ends that share a large message then wait for each other less often."""
+        if fd not in self._small or not hasattr(fcntl, "F_SETPIPE_SZ"):
+            return
+        self._small.discard(fd)
+        try:
+            size = _grants.pop()
+            self._granted += 1
+        except IndexError:
+            size = _SMALLER_PIPE_BYTES
+        # Not allowed, or no pipe: it is only slower.
+        with contextlib.suppress(OSError):
+            fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, size)
 
     def drain(self) -> bytes:
         """Return everything that is left in the reply pipe of a worker that has ended."""
@@ -181,4 +224,6 @@ class Channel:
             if fd is not None and fd >= 0:
                 os.close(fd)
         self.reply_fd = -1
+        _grants.extend([_LARGE_PIPE_BYTES] * self._granted)
+        self._granted = 0
         self._claim_read_fd = self._claim_write_fd = None

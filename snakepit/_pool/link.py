@@ -11,13 +11,13 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import attrs
-
 from .._core.model import Request
 from .._text import escape_text, show
 from .._wire import callables as _callables
+from .._wire.frames import Buffer
 from .._wire.messages import (
     CommandContent,
+    Message,
     MessageDecoder,
     encode_command,
     encode_message,
@@ -25,6 +25,7 @@ from .._wire.messages import (
     encode_pickle,
     joined,
 )
+from .._wire.pickled import Pickled
 from ..config import PoolConfig
 from ..errors import (
     EncodeError,
@@ -32,7 +33,8 @@ from ..errors import (
     ResultError,
     WorkerDied,
 )
-from .channel import Channel
+from .arrivals import Arrival, Garbled, Refused, Reply, Shaken, SteppedOver
+from .channel import READ_BYTES, Channel
 from .remote_errors import command_error
 
 __all__ = ("CallContent", "Link")
@@ -45,6 +47,9 @@ _MAX_LOG_CHARS = 8192
 
 _SPARE_REPLIES = 100
 """Arbitrary: a worker that answers twice now and then is borne, one that never stops answering is not."""
+
+_READS_PER_TURN = 16
+"""Reads before the other workers get their turn.  Arbitrary."""
 
 _worker_log = logging.getLogger("snakepit.worker")
 _LEVELS = {
@@ -71,74 +76,16 @@ class CallContent:
     __slots__ = ("body", "encode", "kind", "session_id")
 
     def __init__(
-        self, kind: str, encode: Callable[[], bytes], body: bytes | None, session_id: str | None = None
+        self,
+        kind: str,
+        encode: Callable[[], bytes | Pickled],
+        body: bytes | Pickled | None,
+        session_id: str | None = None,
     ) -> None:
         self.kind = kind
         self.encode = encode
         self.body = body
         self.session_id = session_id
-
-
-# Arrivals -------------------------------------------------------------------------------------------
-
-
-@attrs.frozen(eq=False)
-class Shaken:
-    """The handshake is valid."""
-
-    can_claim: bool
-    can_end_session: bool
-
-
-@attrs.frozen(eq=False)
-class Refused:
-    """The worker answered the handshake with an error; ``fatal`` when its initializer raised."""
-
-    error: BaseException
-    fatal: bool = False
-
-
-@attrs.define(eq=False)
-class Reply:
-    """The answer to the request that was open longest.
-
-    Attributes:
-        request: That request.
-        error: What it failed with, or None.
-        value: The result, unless ``pickled`` holds it.
-        pickled: (kind, body) of a callable's reply that is not loaded yet, or None.
-    """
-
-    request: Request
-    error: BaseException | None
-    value: Any = None
-    pickled: tuple[str, memoryview] | None = None
-
-    @property
-    def good(self) -> bool:
-        """True for a result, as far as can be told before it is loaded."""
-        return self.error is None and (self.pickled is None or self.pickled[0] == "result")
-
-    def load(self) -> tuple[Any, BaseException | None]:
-        """Return (value, None) or (None, error); a failing unpickle is an error of this request only."""
-        if self.pickled is None:
-            return self.value, self.error
-        return _callables.load_reply(*self.pickled)
-
-
-@attrs.frozen(eq=False)
-class SteppedOver:
-    """The worker stepped over a request that was taken back."""
-
-
-@attrs.frozen(eq=False)
-class Garbled:
-    """The worker broke the protocol, or what it wrote could not be read; nothing after it can be trusted."""
-
-    error: Exception
-
-
-Arrival = Shaken | Refused | Reply | SteppedOver | Garbled
 
 
 class Link:
@@ -191,7 +138,7 @@ class Link:
         self._open.append((self._take_id(), None, None))
         buffers = encode_message(content, 0, timestamp=self._level == 0)
         if preparation is not None:
-            buffers += encode_pickle(preparation, b"", self._config.max_frame_bytes)
+            buffers += encode_pickle((preparation,), self._config.max_frame_bytes)
         self.channel.send(buffers)
 
     def send(self, requests: Sequence[Request]) -> None:
@@ -199,15 +146,15 @@ class Link:
         ahead = sum(request.ahead for request in requests)
         if ahead:
             self.channel.grant(ahead)
-        buffers: list[bytes] = []
+        buffers: list[Buffer] = []
         for request in requests:
             buffers += self._encode(request)
         self.channel.send(buffers if len(buffers) == 1 else joined(buffers))
 
-    def _encode(self, request: Request) -> list[bytes]:
+    def _encode(self, request: Request) -> list[Buffer]:
         request_id = self._take_id()
         error: BaseException | None = None
-        buffers: list[bytes] | None = None
+        buffers: list[Buffer] | None = None
         try:
             content = request.content
             if isinstance(content, CommandContent):
@@ -223,7 +170,7 @@ class Link:
         self._open.append((request_id, request, error))
         return buffers
 
-    def _encode_command(self, content: CommandContent, request: Request, request_id: int) -> list[bytes]:
+    def _encode_command(self, content: CommandContent, request: Request, request_id: int) -> list[Buffer]:
         known = self._capabilities
         if content.raw and "attachments" not in known:
             raise EncodeError(
@@ -239,7 +186,7 @@ class Link:
             max_frame_bytes=self._config.max_frame_bytes,
         )
 
-    def _encode_call(self, content: CallContent, request: Request, request_id: int) -> list[bytes]:
+    def _encode_call(self, content: CallContent, request: Request, request_id: int) -> list[Buffer]:
         body = content.body if content.body is not None else content.encode()
         header = _callables.request_header(
             request_id, content.session_id, self._deadline_ms(request), request.ahead, content.kind
@@ -249,7 +196,9 @@ class Link:
                 f"{request.command}: {len(body)} bytes of pickled call"
                 f" (max_message_bytes is {self._config.max_message_bytes})"
             )
-        return encode_pickle(header, body, self._config.max_frame_bytes)
+        if isinstance(body, Pickled):
+            return encode_pickle((header, *body.parts), self._config.max_frame_bytes, body.buffers)
+        return encode_pickle((header, body), self._config.max_frame_bytes)
 
     @staticmethod
     def _deadline_ms(request: Request) -> int | None:
@@ -271,11 +220,11 @@ class Link:
         Args:
             drain: Read until the pipe is empty: the worker has ended.
         """
-        data = self.channel.drain() if drain else self.channel.receive()
-        if self._deaf:
-            return []
         arrivals: list[Arrival] = []
-        for message in self._decoder.feed(data):
+        if self._deaf:
+            self.channel.receive()
+            return arrivals
+        for message in self._read(drain):
             try:
                 arrival = self._take(message)
             except Exception as error:
@@ -288,6 +237,27 @@ class Link:
             self._deaf = True
             arrivals.append(Garbled(self.lost()))
         return arrivals
+
+    def _read(self, drain: bool) -> list[Message]:
+        """Return the messages that are complete; what is long is read to where it will stay."""
+        decoder, channel = self._decoder, self.channel
+        if drain:
+            return decoder.feed(channel.drain())
+        messages: list[Message] = []
+        for _ in range(_READS_PER_TURN):
+            room = decoder.room()
+            if room is None:
+                data = channel.receive()
+                messages += decoder.feed(data)
+                # A pipe gives what it has: a short read means that it is empty now.
+                if len(data) < READ_BYTES and decoder.room() is None:
+                    break
+            else:
+                count = channel.receive_into(room)
+                messages += decoder.wrote(count)
+                if not count:
+                    break
+        return messages
 
     def finish(self) -> Exception | None:
         """Return the error of a stream that ended inside a frame, or None."""
@@ -309,8 +279,8 @@ class Link:
         result.__cause__ = error
         return Garbled(result)
 
-    def _take(self, message: dict[str, Any] | bytes) -> Arrival | None:
-        if isinstance(message, bytes):
+    def _take(self, message: Message) -> Arrival | None:
+        if isinstance(message, list):
             return self._take_pickle(message)
         kind = message.get("type")
         if kind == "log":
@@ -340,8 +310,8 @@ class Link:
             error = command_error(message.get("error"))
         return Reply(request, error, None if error is not None else message.get("result"))
 
-    def _take_pickle(self, message: bytes) -> Arrival | None:
-        request_id, kind, body = _callables.decode_reply(message)
+    def _take_pickle(self, message: list[Buffer]) -> Arrival | None:
+        request_id, kind, body = _callables.decode_reply(message[0])
         if not self._is_next(request_id):
             return None
         _, request, error = self._open.popleft()
@@ -349,7 +319,7 @@ class Link:
             return SteppedOver()
         if request is None:
             raise ProtocolError("a pickle in the place of the handshake")
-        return Reply(request, error, pickled=None if error is not None else (kind, body))
+        return Reply(request, error, pickled=None if error is not None else (kind, body, message[1:]))
 
     def _is_next(self, request_id: int) -> bool:
         """Say whether a reply is for the oldest open frame; False for a late one, which is dropped."""

@@ -30,11 +30,12 @@ from .._supervision.watchdog import Watchdog
 from ..adapters import Adapter
 from ..config import PoolConfig
 from ..errors import InternalError
+from .arrivals import Garbled, Refused, Reply, Shaken, SteppedOver
 from .collapse import collapse
 from .exits import refused_start, warn_of_exit, warn_of_garbage
 from .launch import Launcher
 from .ledger import Ledger
-from .link import Garbled, Link, Refused, Reply, Shaken, SteppedOver
+from .link import Link
 from .links import Links, unreachable
 from .queries import Query, refuse_late
 from .quiet import QuietLogger, quietly

@@ -16,8 +16,8 @@ from .._core.model import Outcome, Request
 from ..adapters import Adapter
 from ..config import PoolConfig
 from ..errors import InternalError
+from .arrivals import Reply
 from .ledger import Ledger
-from .link import Reply
 from .quiet import QuietLogger, quietly
 
 __all__ = ("Settler",)

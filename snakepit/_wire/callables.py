@@ -4,8 +4,8 @@ The encoders run on the caller's thread, ``decode_reply`` on the manager's, ``lo
 ``Preparation.build`` on the watchdog's.  Owns a cache of verdicts on functions; must not import the
 scheduler, the manager or the executor.
 
-A request's frame is ``request_header(...) + body``, a reply's frame the same: two pickles, the first
-of which is small and of known shape, so a body that cannot be loaded still has an owner.
+A request is ``request_header(...) + body``, a reply the same: two pickles, the first of which is small
+and of known shape, so a body that cannot be loaded still has an owner.  Buffers of the body may follow.
 
     request header  (id: int, session: str | None, deadline_ms: int | None, claim: bool, kind: str)
     request body    "call": (fn, args, kwargs)        "chunk": (fn, [args, ...])
@@ -24,13 +24,15 @@ import sys
 import threading
 import weakref
 from collections import ChainMap
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
 from types import BuiltinFunctionType, FunctionType
-from typing import TYPE_CHECKING, Any, ClassVar, Final
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..errors import CommandError, InternalError, ProtocolError, RemoteTraceback, ResultError
+from .frames import Buffer
+from .pickled import PROTOCOL, Pickled, dump, is_large, is_plain
 
 if TYPE_CHECKING:
     from multiprocessing.context import BaseContext
@@ -45,11 +47,9 @@ __all__ = (
     "request_header",
 )
 
-_PROTOCOL: Final = 5
 _dumps = pickle.dumps
 _loads = pickle.loads
 
-_PRIMITIVES = frozenset((int, float, str, bytes, bool, type(None)))
 _BY_NAME = (FunctionType, BuiltinFunctionType, type)
 
 # INVARIANT: {id(fn): weak reference to fn} of functions a worker can import by name; an entry whose
@@ -58,23 +58,25 @@ _BY_NAME = (FunctionType, BuiltinFunctionType, type)
 _by_reference: dict[int, weakref.ref[Any]] = {}
 
 
-def encode_call(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bytes:
-    """Pickle one call: the body of a ``"call"`` frame.
+def encode_call(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bytes | Pickled:
+    """Pickle one call: the body of a ``"call"`` message.
 
     Raises:
         Exception: Whatever pickling raises (TypeError, PicklingError, a ``__reduce__``'s own error);
             raised here, the executor sets it on the future.
     """
-    if _is_plain(args) and (not kwargs or _is_plain(kwargs.values())) and _is_by_reference(fn):
+    if is_plain(args) and (not kwargs or is_plain(kwargs.values())) and _is_by_reference(fn):
         try:
-            return _dumps((fn, args, kwargs), _PROTOCOL)
+            if is_large(args) or (kwargs and is_large(kwargs.values())):
+                return dump(pickle.Pickler, (fn, args, kwargs))
+            return _dumps((fn, args, kwargs), PROTOCOL)
         except pickle.PicklingError:  # the name now leads elsewhere: cloudpickle knows what to do
             _by_reference.pop(id(fn), None)
-    return _dumps_by_value((fn, args, kwargs))
+    return _dump_by_value((fn, args, kwargs))
 
 
-def encode_chunk(fn: Callable[..., Any], calls: list[tuple[Any, ...]]) -> bytes:
-    """Pickle several calls of one function: the body of a ``"chunk"`` frame.
+def encode_chunk(fn: Callable[..., Any], calls: list[tuple[Any, ...]]) -> bytes | Pickled:
+    """Pickle several calls of one function: the body of a ``"chunk"`` message.
 
     Args:
         fn: The function.
@@ -83,12 +85,14 @@ def encode_chunk(fn: Callable[..., Any], calls: list[tuple[Any, ...]]) -> bytes:
     Raises:
         Exception: As ``encode_call``.
     """
-    if _is_by_reference(fn) and all(map(_is_plain, calls)):
+    if _is_by_reference(fn) and all(map(is_plain, calls)):
         try:
-            return _dumps((fn, calls), _PROTOCOL)
+            if any(map(is_large, calls)):
+                return dump(pickle.Pickler, (fn, calls))
+            return _dumps((fn, calls), PROTOCOL)
         except pickle.PicklingError:
             _by_reference.pop(id(fn), None)
-    return _dumps_by_value((fn, calls))
+    return _dump_by_value((fn, calls))
 
 
 def request_header(
@@ -103,16 +107,16 @@ def request_header(
         claim: The worker must take a byte from the claim pipe before it runs this request.
         kind: ``"call"`` or ``"chunk"``.
     """
-    return _dumps((request_id, session, deadline_ms, claim, kind), _PROTOCOL)
+    return _dumps((request_id, session, deadline_ms, claim, kind), PROTOCOL)
 
 
-def decode_reply(frame: bytes | bytearray | memoryview) -> tuple[int, str, memoryview]:
-    """Split a reply's frame into ``(id, kind, body)``; the body is not loaded.
+def decode_reply(pickles: Buffer) -> tuple[int, str, memoryview]:
+    """Split the pickles of a reply into ``(id, kind, body)``; the body is not loaded.
 
     Raises:
         ProtocolError: The header is not that of a reply; raised here.
     """
-    view = memoryview(frame)
+    view = memoryview(pickles)
     try:
         # One pickle frame: PROTO 5, FRAME, length in 8 bytes (little-endian), that many bytes.
         end = 11 + int.from_bytes(view[3:11], "little")
@@ -124,17 +128,22 @@ def decode_reply(frame: bytes | bytearray | memoryview) -> tuple[int, str, memor
     return request_id, kind, view[end:]
 
 
-def load_reply(kind: str, body: memoryview) -> tuple[Any, BaseException | None]:
+def load_reply(kind: str, body: memoryview, buffers: Iterable[Buffer] = ()) -> tuple[Any, BaseException | None]:
     """Load the body of a reply.
 
     Never raises for what the body holds: hostile or unknown content fails this request alone.
+
+    Args:
+        kind: From ``decode_reply``.
+        body: From ``decode_reply``.
+        buffers: Its out-of-band buffers: from now on memory of what is loaded.
 
     Returns:
         ``(value, None)`` or ``(None, exception)``; the exception of an ``"error"`` has the worker's
         traceback as its ``__cause__``, that of an ``"opaque"`` is a CommandError.
     """
     try:
-        loaded: Any = _loads(body) if kind != "recalled" else None
+        loaded: Any = _loads(body, buffers=buffers) if kind != "recalled" else None
         if kind == "result":
             return loaded, None
         if kind == "error":
@@ -155,15 +164,6 @@ def load_reply(kind: str, body: memoryview) -> tuple[Any, BaseException | None]:
     except BaseException as error:
         return None, error
     return None, InternalError(f"a reply of kind {kind!r} has no value")
-
-
-def _is_plain(values: Any) -> bool:
-    """Say whether plain pickle carries these values exactly: primitives, or tuples of them."""
-    for value in values:
-        kind = type(value)
-        if kind not in _PRIMITIVES and (kind is not tuple or not _PRIMITIVES.issuperset(map(type, value))):
-            return False
-    return True
 
 
 def _is_by_reference(fn: Any) -> bool:
@@ -198,9 +198,8 @@ def _forget(key: int, ref: weakref.ref[Any]) -> None:
         _by_reference.pop(key, None)
 
 
-def _dumps_by_value(value: object) -> bytes:
-    data: bytes = import_module("cloudpickle").dumps(value, _PROTOCOL)
-    return data
+def _dump_by_value(value: object) -> bytes | Pickled:
+    return dump(import_module("cloudpickle").CloudPickler, value)
 
 
 class Preparation:
@@ -266,7 +265,7 @@ class Preparation:
                 initializer = _dumps_inherited((self._initializer, self._initargs), spawning)
             preparation = _preparation_data(spawning) | ({} if cwd is None else {"dir": os.path.abspath(cwd)})
             fds = tuple(spawning.fds)
-            payload = _dumps({"preparation": preparation, "initializer": initializer, "fds": fds}, _PROTOCOL)
+            payload = _dumps({"preparation": preparation, "initializer": initializer, "fds": fds}, PROTOCOL)
         except BaseException:
             spawning.close()
             raise
@@ -344,7 +343,7 @@ def _dumps_inherited(value: object, spawning: _Spawning) -> bytes:
     set_spawning: Any = context.set_spawning_popen
     set_spawning(spawning)
     try:
-        Pickler(buffer, _PROTOCOL).dump(value)
+        Pickler(buffer, PROTOCOL).dump(value)
     finally:
         set_spawning(None)
     return buffer.getvalue()

@@ -6,7 +6,7 @@ Pure; used on the manager's thread (decoding, heads) and on the caller's (bodies
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -14,96 +14,92 @@ import attrs
 import msgspec
 
 from ..errors import EncodeError, ProtocolError
+from .blocks import LARGE_BYTES, Block, recycle
+from .frames import Buffer, FrameDecoder, cut, frame, show_bytes
 from .values import JsonValue, decode_json, encode_value, insert_attachments
 
 __all__ = (
     "PICKLE",
     "CommandContent",
-    "FrameDecoder",
+    "Message",
     "MessageDecoder",
     "encode_command",
     "encode_message",
+    "encode_object",
     "encode_pickle",
-    "frame",
-    "show_bytes",
+    "joined",
 )
 
 PICKLE = 0x80
 """First byte of a payload that is a pickle."""
 _PICKLE_PART = 0x81
 _PICKLE_END = 0x82
-"""First bytes of the payloads that carry a pickle too long for one frame: all but the last, and the last."""
+"""First bytes of the payloads that announce a part of a pickle: any but the last, and the last."""
 
 _HEADER = struct.Struct(">I")
-_SHOWN_BYTES = 80
+_PART = struct.Struct(">BQ")
+
+_LEAST_BYTES = 1024
+"""What a part counts at least towards the limit: one of a byte takes as much memory here."""
+
+Message = dict[str, Any] | list[Buffer]
+"""A JSON object with its bytes in place, or the parts of a pickle: the pickle, then its out-of-band buffers."""
 
 
-def show_bytes(data: bytes | bytearray | memoryview) -> str:
-    """Return the first 80 bytes, escaped, for a message."""
-    head = bytes(data[:_SHOWN_BYTES])
-    return repr(head)[1:] + ("..." if len(data) > _SHOWN_BYTES else "")
-
-
-def frame(payload: bytes) -> bytes:
-    """Return one frame: 4 bytes big-endian length, then the payload."""
-    return _HEADER.pack(len(payload)) + payload
-
-
-class FrameDecoder:
-    """Cuts a byte stream into payloads, however it is split.
+class _Raw:
+    """Raw bytes that are due before a message is complete.
 
     Args:
-        limit_bytes: Longest payload; a longer length is an error as soon as its header is there.
-
-    Attributes:
-        error: A length of 0 or above the limit, from where on the stream is useless, or None.
+        sizes: How many, item after item.
+        what: Names an item in errors.
+        finish: Called with all items once they are there.
+        copied: Each item becomes bytes.
+        transient: Each item will be copied soon.
     """
 
-    # INVARIANT: `_buffer` starts at a frame boundary.
-    def __init__(self, limit_bytes: int) -> None:
-        self._limit_bytes = limit_bytes
-        self._buffer = bytearray()
-        self.error: ProtocolError | None = None
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        what: str,
+        finish: Callable[[list[Buffer]], Message | None],
+        *,
+        copied: bool = False,
+        transient: bool = False,
+    ) -> None:
+        self._sizes = sizes
+        self._what = what
+        self._finish = finish
+        self._copied = copied
+        self._transient = copied or transient
+        self._items: list[Buffer] = []
+        self._block: Block | None = None
 
-    @property
-    def inside_frame(self) -> bool:
-        """True when the stream ended in the middle of a frame if it ended now."""
-        return bool(self._buffer)
+    def take(self, frames: FrameDecoder) -> bool:
+        """Take what has come; say whether that was the rest.
 
-    def pending(self) -> bytes:
-        """Return what has been received of an unfinished frame, header included."""
-        return bytes(self._buffer[: _SHOWN_BYTES + 1])
+        Raises:
+            ProtocolError: A frame goes beyond the bytes announced; raised here.
+        """
+        while len(self._items) < len(self._sizes):
+            # Made when its turn comes: what was announced further on takes no memory yet.
+            block = self._block or Block(self._sizes[len(self._items)], transient=self._transient)
+            self._block = block
+            try:
+                if not frames.fill(block):
+                    return False
+            except ProtocolError as error:
+                size = block.size_bytes
+                raise ProtocolError(f"{self._what} longer than the {size} bytes announced for it: {error}") from None
+            self._block = None
+            content = block.content()
+            self._items.append(bytes(content) if self._copied else content)
+            if self._copied:
+                recycle(content)
+        return True
 
-    def feed(self, data: bytes) -> list[bytes]:
-        """Take received bytes and return the payloads that are complete; sets ``error`` after the last good one."""
-        buffer: bytes | bytearray
-        payloads: list[bytes] = []
-        if self.error is not None:
-            return payloads
-        if self._buffer:
-            self._buffer += data
-            buffer = self._buffer
-        else:
-            buffer = data
-        start, end = 0, len(buffer)
-        while end - start >= 4:
-            (length,) = _HEADER.unpack_from(buffer, start)
-            if not 0 < length <= self._limit_bytes:
-                seen = show_bytes(buffer[start : start + _SHOWN_BYTES + 1])
-                self.error = ProtocolError(
-                    f"a frame of {length} bytes (allowed: 1 to {self._limit_bytes}); the stream held: {seen}"
-                )
-                self._buffer = bytearray()
-                return payloads
-            if end - start - 4 < length:
-                break
-            payloads.append(bytes(memoryview(buffer)[start + 4 : start + 4 + length]))
-            start += 4 + length
-        if buffer is self._buffer:
-            del self._buffer[:start]
-        else:
-            self._buffer += buffer[start:]
-        return payloads
+    def finish(self) -> Message | None:
+        """Return the message, if it ends here."""
+        return self._finish(self._items)
 
 
 class MessageDecoder:
@@ -111,7 +107,7 @@ class MessageDecoder:
 
     Args:
         max_frame_bytes: Longest frame.
-        max_message_bytes: Longest message with its attachments.
+        max_message_bytes: Longest message with its attachments or buffers.
         allow_pickle: True for workers of the callable adapter only.
 
     Attributes:
@@ -122,46 +118,69 @@ class MessageDecoder:
         self._frames = FrameDecoder(max_frame_bytes)
         self._max_message_bytes = max_message_bytes
         self._allow_pickle = allow_pickle
-        self._message: dict[str, Any] | None = None
-        self._raw: list[bytearray] = []
-        self._lengths: list[int] = []
-        self._place = 0
-        # INVARIANT: what has come of a pickle in several frames; JSON frames may come in between.
-        self._parts = bytearray()
+        self._raw: _Raw | None = None
+        # INVARIANT: what has come of a pickle in parts, and what it counts; JSON frames may come in between.
+        self._parts: list[Buffer] = []
+        self._parts_bytes = 0
         self.error: Exception | None = None
 
-    def feed(self, data: bytes) -> list[dict[str, Any] | bytes]:
-        """Take received bytes and return the messages that are complete: objects, or pickles as bytes."""
-        messages: list[dict[str, Any] | bytes] = []
+    def feed(self, data: bytes) -> list[Message]:
+        """Take received bytes and return the messages that are complete."""
         if self.error is not None:
-            return messages
+            return []
+        self._frames.feed(data)
+        return self._messages()
+
+    def room(self) -> memoryview | None:
+        """Return where the next bytes of a long frame can be read to, or None: then they are for ``feed``."""
+        return self._frames.room() if self.error is None else None
+
+    def wrote(self, count: int) -> list[Message]:
+        """Say that the first ``count`` bytes of the room were read, and return like ``feed``."""
+        self._frames.wrote(count)
+        return self._messages()
+
+    def finish(self) -> Exception | None:
+        """Return the error of a stream that ends here, or None when it ends between two messages."""
+        if self.error is None and (self._frames.inside_frame or self._raw is not None or self._parts):
+            seen = show_bytes(self._frames.pending())
+            self.error = ProtocolError(f"the stream ended inside a frame or message; it held: {seen}")
+        return self.error
+
+    def _messages(self) -> list[Message]:
+        messages: list[Message] = []
+        frames = self._frames
         try:
-            for payload in self._frames.feed(data):
-                message = self._take(payload)
+            while True:
+                message: Message | None
+                if self._raw is not None:
+                    if not self._raw.take(frames):
+                        break
+                    raw, self._raw = self._raw, None
+                    message = raw.finish()
+                else:
+                    payload = frames.next()
+                    if payload is None:
+                        break
+                    message = self._take(payload)
+                    if type(message) is not list:
+                        recycle(payload)
                 if message is not None:
                     messages.append(message)
         except Exception as error:
             # Mostly a ProtocolError; a MemoryError, too, must not cost the messages before it.
             self.error = error
         else:
-            self.error = self._frames.error
+            self.error = frames.error
         return messages
 
-    def finish(self) -> Exception | None:
-        """Return the error of a stream that ends here, or None when it ends between two messages."""
-        if self.error is None and (self._frames.inside_frame or self._message is not None or self._parts):
-            seen = show_bytes(self._frames.pending())
-            self.error = ProtocolError(f"the stream ended inside a frame or message; it held: {seen}")
-        return self.error
-
-    def _take(self, payload: bytes) -> dict[str, Any] | bytes | None:
-        if self._message is not None:
-            return self._take_raw(payload)
+    def _take(self, payload: Buffer) -> Message | None:
         first = payload[0]
         if first == PICKLE and self._allow_pickle:
-            return payload
+            return [payload]
         if first in (_PICKLE_PART, _PICKLE_END) and self._allow_pickle:
-            return self._take_part(payload)
+            self._expect_part(payload)
+            return None
         if first != 0x7B:
             raise ProtocolError(f"a frame that is no JSON object: {show_bytes(payload)}")
         try:
@@ -170,68 +189,60 @@ class MessageDecoder:
             raise ProtocolError(f"a frame that is no strict JSON ({error}): {show_bytes(payload)}") from None
         if "attachments" not in message:
             return message
-        return self._expect_raw(message, payload)
+        self._expect_attachments(message, payload)
+        return None
 
-    def _take_part(self, payload: bytes) -> bytes | None:
-        if len(payload) == 1:
+    def _expect_part(self, payload: Buffer) -> None:
+        if len(payload) != _PART.size:
+            raise ProtocolError(f"a part of a pickle without its length: {show_bytes(payload)}")
+        mark, size = _PART.unpack(payload)
+        if not size:
             raise ProtocolError("a part of a pickle without content")
-        self._parts += memoryview(payload)[1:]
-        if len(self._parts) > self._max_message_bytes:
-            seen = len(self._parts)
-            self._parts = bytearray()
-            raise ProtocolError(
-                f"a pickle of {seen} bytes and more (max_message_bytes is {self._max_message_bytes})"
-            )
-        if payload[0] == _PICKLE_PART:
-            return None
-        whole = bytes(self._parts)
-        self._parts = bytearray()
-        if whole[:1] != bytes((PICKLE,)):
-            raise ProtocolError(f"frames that are no pickle together: {show_bytes(whole)}")
-        return whole
+        self._parts_bytes += max(size, _LEAST_BYTES) if self._parts else size
+        if self._parts_bytes > self._max_message_bytes:
+            seen = self._parts_bytes
+            self._parts = []
+            raise ProtocolError(f"a pickle of {seen} bytes and more (max_message_bytes is {self._max_message_bytes})")
+        finish = self._end_parts if mark == _PICKLE_END else self._add_part
+        # What is loaded is a copy of the pickle, but has the buffers for its own.
+        self._raw = _Raw((size,), "a part of a pickle", finish, transient=not self._parts)
 
-    def _expect_raw(self, message: dict[str, Any], payload: bytes) -> dict[str, Any] | None:
+    def _add_part(self, items: list[Buffer]) -> None:
+        content = items[0]
+        if not self._parts and content[0] != PICKLE:
+            raise ProtocolError(f"a part that begins no pickle: {show_bytes(content)}")
+        self._parts.append(content)
+
+    def _end_parts(self, items: list[Buffer]) -> list[Buffer]:
+        self._add_part(items)
+        parts, self._parts, self._parts_bytes = self._parts, [], 0
+        return parts
+
+    def _expect_attachments(self, message: dict[str, Any], payload: Buffer) -> None:
         try:
             if type(message["attachments"]) is not list:
                 raise TypeError("attachments")
-            lengths = [entry["len"] for entry in message["attachments"]]
-            if any(type(length) is not int or length < 0 for length in lengths):
+            sizes = [entry["len"] for entry in message["attachments"]]
+            if any(type(size) is not int or size < 0 for size in sizes):
                 raise ValueError("len")
             if any(type(entry["path"]) is not str for entry in message["attachments"]):
                 raise TypeError("path")
         except (TypeError, KeyError, ValueError):
             raise ProtocolError(f"a message with bad attachments: {show_bytes(payload)}") from None
-        total = len(payload) + sum(lengths)
+        total = len(payload) + sum(sizes)
         if total > self._max_message_bytes:
             raise ProtocolError(
                 f"a message of {total} bytes (max_message_bytes is {self._max_message_bytes})"
             )
-        self._message = message
-        self._raw, self._lengths, self._place = [bytearray() for _ in lengths], lengths, 0
-        return self._complete()
 
-    def _take_raw(self, payload: bytes) -> dict[str, Any] | None:
-        place = self._place
-        if len(self._raw[place]) + len(payload) > self._lengths[place]:
-            raise ProtocolError(
-                f"an attachment longer than the {self._lengths[place]} bytes announced for it"
-            )
-        self._raw[place] += payload
-        return self._complete()
+        def complete(items: list[Any]) -> dict[str, Any]:
+            try:
+                insert_attachments(message, items)
+            except (LookupError, TypeError, ValueError) as error:
+                raise ProtocolError(f"an attachment without a place in its message: {error}") from None
+            return message
 
-    def _complete(self) -> dict[str, Any] | None:
-        while self._place < len(self._raw) and len(self._raw[self._place]) == self._lengths[self._place]:
-            self._place += 1
-        if self._place < len(self._raw):
-            return None
-        message, self._message = self._message, None
-        assert message is not None
-        try:
-            insert_attachments(message, [bytes(raw) for raw in self._raw])
-        except (LookupError, TypeError, ValueError) as error:
-            raise ProtocolError(f"an attachment without a place in its message: {error}") from None
-        self._raw = []
-        return message
+        self._raw = _Raw(sizes, "an attachment", complete, copied=True)
 
 
 @attrs.frozen
@@ -242,15 +253,17 @@ class CommandContent:
         body: JSON members ``"command":...,"args":...`` and, with bytes, ``"attachments":...``.
         session: The JSON member of the session with its leading comma, or nothing.
         raw: The bytes of the attachments, in order.
+        text: The value of ``"args"`` where it is long; then ``body`` ends before it.
     """
 
     body: bytes
     session: bytes = b""
     raw: tuple[bytes, ...] = ()
+    text: bytes = b""
 
     @property
     def size_bytes(self) -> int:
-        return len(self.body) + sum(map(len, self.raw))
+        return len(self.body) + len(self.text) + sum(map(len, self.raw))
 
 
 _encode_json = msgspec.json.encode
@@ -272,22 +285,22 @@ def encode_command(
         EncodeError: The args cannot be sent, with the path to the value; raised here.
     """
     text, attachments = encode_value(args, "/args")
-    body = b'"command":%s,"args":%s' % (_encode_json(command), text)
+    body = b'"command":%s,"args":' % _encode_json(command)
     if attachments:
         listed = [{"path": path, "kind": "bytes", "len": len(data)} for path, data in attachments]
-        body += b',"attachments":%s' % _encode_json(listed)
+        body = b'"attachments":%s,%s' % (_encode_json(listed), body)
     session = b"" if session_id is None else b',"session":%s' % _encode_json(session_id)
     # 256: room for the id, the deadline and the time, which join the frame later.
-    if len(body) + len(session) + 256 > max_frame_bytes:
+    if len(body) + len(text) + len(session) + 256 > max_frame_bytes:
         raise EncodeError(
             f"/args: {len(text)} bytes of JSON for {command!r} do not fit a frame"
             f" (max_frame_bytes is {max_frame_bytes}); send large data as bytes"
         )
-    content = CommandContent(
-        body,
-        session,
-        tuple(data for _, data in attachments),
-    )
+    raw = tuple(data for _, data in attachments)
+    if len(text) < LARGE_BYTES:
+        content = CommandContent(body + text, session, raw)
+    else:
+        content = CommandContent(body, session, raw, text)
     if attachments and content.size_bytes > max_message_bytes:
         raise EncodeError(
             f"/args: {content.size_bytes} bytes for {command!r} are above max_message_bytes ({max_message_bytes})"
@@ -304,7 +317,7 @@ def encode_message(
     deadline_ms: int | None = None,
     claim: bool = False,
     max_frame_bytes: int = 64 << 20,
-) -> list[bytes]:
+) -> list[Buffer]:
     """Complete an encoded command to frames, as buffers to write in order.
 
     Args:
@@ -324,43 +337,37 @@ def encode_message(
     if timestamp:
         tail += b',"timestamp":"%s"' % datetime.now(UTC).isoformat().encode()
     head = b'{"id":%d,' % request_id
-    length = len(head) + len(content.body) + len(tail) + 1
-    buffers = [b"".join((_HEADER.pack(length), head, content.body, tail, b"}"))]
+    length = len(head) + len(content.body) + len(content.text) + len(tail) + 1
+    buffers: list[Buffer]
+    if content.text:
+        buffers = [b"".join((_HEADER.pack(length), head, content.body)), content.text, tail + b"}"]
+    else:
+        buffers = [b"".join((_HEADER.pack(length), head, content.body, tail, b"}"))]
     for data in content.raw:
-        buffers.extend(_cut(data, max_frame_bytes))
+        buffers += cut((data,), len(data), max_frame_bytes)
     return buffers
 
 
-def encode_pickle(head: bytes, body: bytes, max_frame_bytes: int) -> list[bytes]:
-    """Return the frames of one message of pickles, as buffers to write in order.
+def encode_pickle(parts: Sequence[Buffer], max_frame_bytes: int, out_of_band: Sequence[Buffer] = ()) -> list[Buffer]:
+    """Return the frames of one message of pickles, as buffers to write in order; large parts are not copied.
 
     Args:
-        head: Its first pickle.
-        body: The rest.
-        max_frame_bytes: Where it is cut.
+        parts: The pickles, one part after the other.
+        max_frame_bytes: Where they are cut.
+        out_of_band: The buffers of the last pickle that are not in it.
     """
-    size = len(head) + len(body)
-    if size <= max_frame_bytes:
-        start = _HEADER.pack(size) + head
-        return [start + body] if len(body) < 65536 else [start, body]
-    room = max_frame_bytes - 1
-    split = max(0, room - len(head))
-    first = head + body[:split]
-    cuts = [(first, at) for at in range(0, len(first), room)]
-    cuts += [(body, at) for at in range(split, len(body), room)]
-    buffers = []
-    for number, (data, at) in enumerate(cuts, 1):
-        piece = data[at : at + room]
-        mark = _PICKLE_PART if number < len(cuts) else _PICKLE_END
-        buffers += [_HEADER.pack(len(piece) + 1) + bytes((mark,)), piece]
+    size = sum(map(len, parts))
+    if not out_of_band and size <= max_frame_bytes:
+        start = _HEADER.pack(size)
+        return [b"".join((start, *parts))] if size < LARGE_BYTES else [start, *parts]
+    buffers: list[Buffer] = []
+    left = len(out_of_band)
+    for content in (parts, *((buffer,) for buffer in out_of_band)):
+        size = sum(map(len, content))
+        buffers.append(frame(_PART.pack(_PICKLE_PART if left else _PICKLE_END, size)))
+        buffers += cut(content, size, max_frame_bytes)
+        left -= 1
     return buffers
-
-
-def _cut(data: bytes, size: int) -> Iterable[bytes]:
-    for start in range(0, len(data), size):
-        part = data if len(data) <= size else data[start : start + size]
-        yield _HEADER.pack(len(part))
-        yield part
 
 
 def encode_object(message: dict[str, Any]) -> bytes:
@@ -368,10 +375,10 @@ def encode_object(message: dict[str, Any]) -> bytes:
     return frame(_encode_json(message))
 
 
-def joined(buffers: Sequence[bytes], small_bytes: int = 65536) -> list[bytes]:
+def joined(buffers: Iterable[Buffer], small_bytes: int = LARGE_BYTES) -> list[Buffer]:
     """Join neighbours so that one system call writes many small buffers; large ones are not copied."""
-    result: list[bytes] = []
-    run: list[bytes] = []
+    result: list[Buffer] = []
+    run: list[Buffer] = []
     for buffer in buffers:
         if len(buffer) >= small_bytes:
             if run:

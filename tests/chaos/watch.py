@@ -175,11 +175,12 @@ def _rids(content: Any) -> tuple[str, ...]:
     if isinstance(content, CallContent):
         # One that is pickled late is pickled here once more: the same bytes.
         try:
-            data = content.body if content.body is not None else content.encode()
+            body = content.body if content.body is not None else content.encode()
         except Exception:
             return ()
+        data = body if isinstance(body, bytes) else b"".join((*body.parts, *body.buffers))
     else:
-        data = content.body
+        data = content.body + content.text
     return tuple(dict.fromkeys(match.decode() for match in _RID.findall(data)))
 
 

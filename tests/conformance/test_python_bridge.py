@@ -23,6 +23,8 @@ from typing import Any
 import pytest
 
 from snakepit._wire import callables as _callables
+from snakepit._wire.messages import encode_pickle
+from snakepit._wire.pickled import Pickled
 from snakepit.errors import CommandError, ResultError
 
 BRIDGE = Path(__file__).resolve().parents[2] / "bridges" / "python" / "snakepit_bridge.py"
@@ -174,14 +176,34 @@ class BridgeProcess:
         self.write(frame({"id": 0, "command": "ping", "args": ping}) + frame(payload))
         return self.receive()
 
-    def post(self, body: bytes, kind: str = "call", **header: Any) -> None:
+    def post(self, body: bytes | Pickled, kind: str = "call", **header: Any) -> None:
         values = {"request_id": 5, "session": None, "deadline_ms": None, "claim": False, **header}
-        self.write(frame(_callables.request_header(kind=kind, **values) + body))
+        head = _callables.request_header(kind=kind, **values)
+        pickled = Pickled([body], []) if isinstance(body, bytes) else body
+        self.write(b"".join(encode_pickle((head, *pickled.parts), self.max_frame, pickled.buffers)))
+
+    def receive_parts(self) -> list[bytes]:
+        """Receive the parts of one pickle, whether it is in one frame or not."""
+        payload, parts = self.receive_bytes(), []
+        if payload[0] == 0x80:
+            return [payload]
+        while True:
+            assert payload[0] in (0x81, 0x82) and len(payload) == 9, payload[:80]
+            rest, part = int.from_bytes(payload[1:], "big"), b""
+            while rest > len(part):
+                raw = self.receive_bytes()
+                assert len(raw) == min(self.max_frame, rest - len(part))
+                part += raw
+            parts.append(part)
+            if payload[0] == 0x82:
+                return parts
+            payload = self.receive_bytes()
 
     def settle(self) -> tuple[str, Any, BaseException | None]:
-        request_id, kind, body = _callables.decode_reply(self.receive_bytes())
+        pickles, *buffers = self.receive_parts()
+        request_id, kind, body = _callables.decode_reply(pickles)
         assert 5 == request_id
-        return (kind, *_callables.load_reply(kind, body))
+        return (kind, *_callables.load_reply(kind, body, buffers))
 
     def call(self, fn: Any, *args: Any, **header: Any) -> tuple[str, Any, BaseException | None]:
         self.post(_callables.encode_call(fn, args, {}), **header)

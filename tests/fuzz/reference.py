@@ -32,7 +32,8 @@ def decode_stream(
 ) -> tuple[list[Any], Refused | None, bool]:
     """Return the messages, what was wrong after them or None, and whether the stream ends between two messages."""
     messages: list[Any] = []
-    parts: bytes | None = None
+    parts: list[bytes] = []
+    counted = 0
     place = 0
     try:
         while place < len(stream):
@@ -40,18 +41,25 @@ def decode_stream(
             if payload is None:
                 return messages, None, False
             if allow_pickle and payload[0] == 0x80:
-                messages.append(payload)
+                messages.append([payload])
             elif allow_pickle and payload[0] in (0x81, 0x82):
-                if len(payload) == 1:
+                if len(payload) != 9:
+                    raise Refused("a part without its length")
+                size = int.from_bytes(payload[1:], "big")
+                if size == 0:
                     raise Refused("an empty part")
-                parts = (parts or b"") + payload[1:]
-                if len(parts) > max_message_bytes:
+                counted += max(size, 1024) if parts else size
+                if counted > max_message_bytes:
                     raise Refused("a pickle that is too long")
+                raw, place = _raw(size, stream, place, max_frame_bytes)
+                if raw is None:
+                    return messages, None, False
+                parts.append(raw)
+                if parts[0][0] != 0x80:
+                    raise Refused("no pickle")
                 if payload[0] == 0x82:
-                    if parts[0] != 0x80:
-                        raise Refused("no pickle")
                     messages.append(parts)
-                    parts = None
+                    parts, counted = [], 0
             else:
                 message = _parse(payload)
                 if "attachments" in message:
@@ -62,7 +70,20 @@ def decode_stream(
                 messages.append(message)
     except Refused as refused:
         return messages, refused, False
-    return messages, None, parts is None
+    return messages, None, not parts
+
+
+def _raw(size: int, stream: bytes, place: int, limit: int) -> tuple[bytes | None, int]:
+    """Read frames of raw bytes; return them and where the stream goes on, or None where it ends before."""
+    raw = b""
+    while len(raw) < size:
+        payload, place = _next_frame(stream, place, limit)
+        if payload is None:
+            return None, place
+        raw += payload
+        if len(raw) > size:
+            raise Refused("more raw bytes than announced")
+    return raw, place
 
 
 def _next_frame(stream: bytes, place: int, limit: int) -> tuple[bytes | None, int]:
@@ -151,14 +172,9 @@ def _attach(message: dict[str, Any], sizes: list[int], stream: bytes, place: int
     """Read the attachments and put them in their places; return where the stream goes on, -1 if it does not."""
     data = []
     for size in sizes:
-        raw = b""
-        while len(raw) < size:
-            payload, place = _next_frame(stream, place, limit)
-            if payload is None:
-                return -1
-            raw += payload
-            if len(raw) > size:
-                raise Refused("an attachment that is too long")
+        raw, place = _raw(size, stream, place, limit)
+        if raw is None:
+            return -1
         data.append(raw)
     for entry, raw in zip(message["attachments"], data, strict=True):
         _put(message, entry["path"], raw)

@@ -13,7 +13,8 @@ import pytest
 from fuzz.fuzz_wire import RSS_LIMIT_MB, WITHOUT_COVERAGE
 from fuzz.wire_target import check
 
-from snakepit._wire.messages import MessageDecoder, frame
+from snakepit._wire.frames import frame
+from snakepit._wire.messages import MessageDecoder
 
 HERE = Path(__file__).resolve().parent
 CORPUS = sorted((HERE / "corpus").iterdir())
@@ -101,31 +102,39 @@ def test_the_target_notices_a_wrong_decoder(monkeypatch: pytest.MonkeyPatch) -> 
 # The parts of a pickle ------------------------------------------------------------------------------
 
 
-def decoder(max_message_bytes: int = 1000) -> MessageDecoder:
+def decoder(max_message_bytes: int = 10_000) -> MessageDecoder:
     """Return the decoder of a callable worker's replies."""
     return MessageDecoder(max_frame_bytes=100, max_message_bytes=max_message_bytes, allow_pickle=True)
 
 
-def test_parts_are_joined() -> None:
-    """Any number of parts and the last one are one pickle; the next message begins anew."""
+def part(mark: bytes, *payloads: bytes, size: int | None = None) -> bytes:
+    """Return the frames of one part, announced with its true size or another."""
+    size = sum(map(len, payloads)) if size is None else size
+    return frame(mark + size.to_bytes(8, "big")) + b"".join(map(frame, payloads))
+
+
+def test_a_pickle_and_its_buffers() -> None:
+    """Parts arrive as one message, in as many frames as they came; the next message begins anew."""
     one = decoder()
 
-    assert [] == one.feed(frame(b"\x81\x80ab") + frame(b"\x81cd"))
+    assert [] == one.feed(part(b"\x81", b"\x80ab", b"cd") + part(b"\x81", b"one"))
     assert one.error is None
-    assert [b"\x80abcdef", b"\x80next"] == one.feed(frame(b"\x82ef") + frame(b"\x82\x80next"))
+    assert [[b"\x80abcd", b"one", b"\x80two"]] == one.feed(part(b"\x82", b"\x80", b"two"))
+    assert [[b"\x80next"]] == one.feed(part(b"\x82", b"\x80next"))
     assert one.finish() is None
 
 
 def test_messages_between_parts() -> None:
-    """JSON and whole pickles between two parts arrive at once, and leave the parts alone."""
+    """JSON and pickles of one frame between two parts arrive at once, and leave the parts alone."""
     one = decoder()
+    between = frame(b'{"type":"log"}') + frame(b"\x80whole")
 
-    messages = one.feed(frame(b"\x81\x80a") + frame(b'{"type":"log"}') + frame(b"\x80whole") + frame(b"\x82b"))
+    messages = one.feed(part(b"\x81", b"\x80a") + between + part(b"\x82", b"b"))
 
-    assert [{"type": "log"}, b"\x80whole", b"\x80ab"] == messages
+    assert [{"type": "log"}, [b"\x80whole"], [b"\x80a", b"b"]] == messages
 
 
-@pytest.mark.parametrize("stream", [frame(b"\x81"), frame(b"\x82"), frame(b"\x81\x80a") + frame(b"\x82")])
+@pytest.mark.parametrize("stream", [part(b"\x81"), part(b"\x82"), part(b"\x81", b"\x80a") + part(b"\x82")])
 def test_a_part_without_content(stream: bytes) -> None:
     """An empty part is an error: endless ones would keep the host busy for nothing."""
     one = decoder()
@@ -134,30 +143,59 @@ def test_a_part_without_content(stream: bytes) -> None:
     assert "without content" in str(one.error)
 
 
-@pytest.mark.parametrize("stream", [frame(b"\x82ab"), frame(b"\x81a") + frame(b"\x82\x80")])
-def test_parts_that_are_no_pickle(stream: bytes) -> None:
-    """What does not begin with a pickle's mark once it is joined is an error."""
+@pytest.mark.parametrize("payload", [b"\x81", b"\x82\0\0\0\x05", b"\x81" + bytes(9), b"\x82\x80abc"])
+def test_a_part_without_its_length(payload: bytes) -> None:
+    """A part is announced in nine bytes, no more and no less."""
     one = decoder()
 
-    assert [] == one.feed(stream)
-    assert "no pickle together" in str(one.error)
+    assert [] == one.feed(frame(payload))
+    assert "without its length" in str(one.error)
+
+
+@pytest.mark.parametrize("mark", [b"\x81", b"\x82"])
+def test_parts_that_are_no_pickle(mark: bytes) -> None:
+    """A first part that does not begin with a pickle's mark is an error before the next one comes."""
+    one = decoder()
+
+    assert [] == one.feed(part(mark, b"\x81b"))
+    assert "begins no pickle" in str(one.error)
+
+
+def test_a_part_that_goes_on() -> None:
+    """A frame beyond the bytes announced is an error."""
+    one = decoder()
+
+    assert [] == one.feed(part(b"\x82", b"\x80ab", b"cd", size=4))
+    assert "longer than the 4 bytes announced" in str(one.error)
 
 
 @pytest.mark.parametrize(("limit", "fits"), [(8, True), (7, False)])
 def test_parts_beyond_the_limit(limit: int, fits: bool) -> None:
-    """The whole pickle may have max_message_bytes, and is refused with the byte that is one too many."""
+    """A pickle may have max_message_bytes; one that announces more is refused before its bytes come."""
     one = decoder(limit)
 
-    messages = one.feed(frame(b"\x81\x80abc") + frame(b"\x82defg"))
+    messages = one.feed(part(b"\x82", b"\x80abc", b"defg") if fits else part(b"\x82", size=8))
 
-    assert ([b"\x80abcdefg"] if fits else []) == messages
+    assert ([[b"\x80abcdefg"]] if fits else []) == messages
     assert fits == (one.error is None)
 
 
-def test_the_end_between_parts() -> None:
+@pytest.mark.parametrize(("limit", "fits"), [(2053, True), (2052, False)])
+def test_small_buffers_count_as_larger_ones(limit: int, fits: bool) -> None:
+    """A million buffers of a byte would take a hundred million: each counts at least 1,024."""
+    one = decoder(limit)
+
+    messages = one.feed(part(b"\x81", b"\x80abcd") + part(b"\x81", b"e") + part(b"\x82", b"f"))
+
+    assert ([[b"\x80abcd", b"e", b"f"]] if fits else []) == messages
+    assert fits == (one.error is None)
+
+
+@pytest.mark.parametrize("stream", [part(b"\x81", b"\x80abc"), part(b"\x82", size=5), part(b"\x82", b"\x80a", size=5)])
+def test_the_end_between_parts(stream: bytes) -> None:
     """A stream that ends before the last part is an error."""
     one = decoder()
-    one.feed(frame(b"\x81\x80abc"))
+    one.feed(stream)
 
     assert "ended inside" in str(one.finish())
 
@@ -167,5 +205,5 @@ def test_parts_are_for_callable_workers_only(mark: bytes) -> None:
     """Elsewhere a part is a frame that is no JSON object."""
     one = MessageDecoder(max_frame_bytes=100, max_message_bytes=100)
 
-    assert [] == one.feed(frame(mark + b"\x80abc"))
+    assert [] == one.feed(part(mark, b"\x80abc"))
     assert "no JSON object" in str(one.error)

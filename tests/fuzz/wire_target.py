@@ -4,7 +4,7 @@ An input's first byte says how the rest is to be understood, the second seeds th
 
     bits 0-1  the limits: LIMITS[n]          bit 2  pickles are allowed
     bits 3-4  0: the stream as it is         1: records (2 bytes length, payload), framed here
-              2: JSON texts split at 0xff, framed here      3: a pickle, cut by ``encode_pickle``
+              2: JSON texts split at 0xff, framed here      3: a pickle with buffers, cut by ``encode_pickle``
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from typing import Any
 
 from fuzz.reference import decode_stream
 
+from snakepit._wire.frames import frame
 from snakepit._wire.messages import (
     MessageDecoder,
     encode_command,
     encode_message,
     encode_object,
     encode_pickle,
-    frame,
     joined,
 )
 from snakepit.errors import EncodeError, ProtocolError
@@ -58,6 +58,26 @@ def _records(data: bytes) -> Iterator[bytes]:
         place += 2 + length
 
 
+def plain(messages: list[Any]) -> list[Any]:
+    """Return messages with the parts of pickles as bytes."""
+    return [[bytes(part) for part in message] if isinstance(message, list) else message for message in messages]
+
+
+def receive(decoder: MessageDecoder, data: bytes) -> list[Any]:
+    """Let a decoder have bytes the way a channel does: to their place where it has one for them."""
+    messages = []
+    while data:
+        room = decoder.room()
+        if room is None:
+            messages += decoder.feed(data)
+            break
+        count = min(len(room), len(data))
+        room[:count] = data[:count]
+        data = data[count:]
+        messages += decoder.wrote(count)
+    return plain(messages)
+
+
 def check(data: bytes) -> None:
     """Raise AssertionError, or whatever the codec lets through, unless it is right about this input."""
     if len(data) < 2:
@@ -76,7 +96,7 @@ def check(data: bytes) -> None:
 
     stream = stream_of(kind, rest)
     whole = MessageDecoder(**options)
-    messages = whole.feed(stream)
+    messages = plain(whole.feed(stream))
     error, end = whole.error, whole.finish()
     assert error is None or type(error) is ProtocolError
     assert end is None or type(end) is ProtocolError
@@ -101,7 +121,7 @@ def _check_splits(
     pieces = MessageDecoder(**options)
     again = []
     for start, stop in pairwise([0, *cuts, len(stream)]):
-        again += pieces.feed(stream[start:stop])
+        again += receive(pieces, stream[start:stop])
     assert repr(messages) == repr(again), "another split, other messages"
     assert (error is None) == (pieces.error is None), "another split, another verdict"
     assert (end is None) == (pieces.finish() is None), "another split, another end"
@@ -150,25 +170,27 @@ def _check_round_trip(message: dict[str, Any]) -> None:
 
 
 def _check_pickle(rest: bytes, max_frame_bytes: int, source: random.Random) -> None:
-    """A pickle of any length arrives whole, in frames within the limit, also with log messages in between."""
+    """Pickles and buffers of any length arrive whole, in frames within the limit, however the stream is split."""
     whole = b"\x80" + rest
     cut = source.randint(1, len(whole))
-    buffers = encode_pickle(whole[:cut], whole[cut:], max_frame_bytes)
-    decoder = MessageDecoder(max_frame_bytes=max_frame_bytes, max_message_bytes=len(whole), allow_pickle=True)
-    log = encode_object({"type": "log"})
-    stream, got = b"".join(buffers), []
-    place, frames = 0, []
+    pieces = [part for part in (whole[:cut], whole[cut:]) if part]
+    buffers = [rest for _ in range(source.randint(0, 2)) if rest]
+    size = len(whole) + sum(max(len(buffer), 1024) for buffer in buffers)
+    stream = b"".join(encode_pickle(pieces, max_frame_bytes, buffers))
+    place = frames = 0
     while place < len(stream):
-        size = int.from_bytes(stream[place : place + 4], "big")
-        assert 0 < size <= max_frame_bytes, "a frame beyond the limit"
-        frames.append(stream[place : place + 4 + size])
-        place += 4 + size
-    for piece in frames:
-        got += decoder.feed(log + piece)
-    assert [whole] == [message for message in got if isinstance(message, bytes)]
-    assert len(frames) == len(got) - 1
+        length = int.from_bytes(stream[place : place + 4], "big")
+        assert 0 < length <= max_frame_bytes, "a frame beyond the limit"
+        place += 4 + length
+        frames += 1
+    assert place == len(stream)
+
+    limits = {"max_frame_bytes": max_frame_bytes, "allow_pickle": True}
+    decoder = MessageDecoder(max_message_bytes=size, **limits)  # type: ignore[arg-type]
+    after = encode_object({"id": 1})
+    at = source.randint(0, len(stream))
+    got = receive(decoder, stream[:at]) + receive(decoder, stream[at:] + after)
+    assert [[whole, *buffers], {"id": 1}] == got
     assert decoder.finish() is None
-    short = MessageDecoder(max_frame_bytes=max_frame_bytes, max_message_bytes=len(whole) - 1, allow_pickle=True)
-    assert len(frames) == 1 or (not short.feed(stream) and short.error is not None), "longer than allowed"
-
-
+    short = MessageDecoder(max_message_bytes=size - 1, **limits)  # type: ignore[arg-type]
+    assert frames == 1 or (not short.feed(stream) and short.error is not None), "longer than allowed"

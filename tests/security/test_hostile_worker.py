@@ -322,7 +322,7 @@ def test_memory_of_a_pickle_in_tiny_parts_is_bounded(part_bytes: int) -> None:
     """A pickle in parts of a byte takes no more memory than its bytes, in however many frames it comes."""
     limit = MIB // 16
     decoder = MessageDecoder(max_frame_bytes=limit, max_message_bytes=limit, allow_pickle=True)
-    part = (part_bytes + 1).to_bytes(4, "big") + b"\x81" + b"x" * part_bytes
+    part = b"\0\0\0\x09\x81" + part_bytes.to_bytes(8, "big") + part_bytes.to_bytes(4, "big") + b"\x80" * part_bytes
     flood = part * (2 * limit // part_bytes // 16)
 
     tracemalloc.start()
@@ -341,6 +341,6 @@ def test_a_part_of_a_pickle_without_content_is_refused() -> None:
     """Parts that carry nothing would never come to an end."""
     decoder = MessageDecoder(max_frame_bytes=MIB, max_message_bytes=MIB, allow_pickle=True)
 
-    decoder.feed(b"\0\0\0\1\x81")
+    decoder.feed(b"\0\0\0\x09\x81" + bytes(8))
 
     assert isinstance(decoder.error, ProtocolError)

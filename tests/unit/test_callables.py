@@ -59,7 +59,7 @@ def test_importable_function_and_primitives_take_the_quick_way(
     fn: Any, args: tuple[Any, ...], kwargs: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Functions by name with primitive arguments never reach cloudpickle, and load as they were."""
-    monkeypatch.setattr(_callables, "_dumps_by_value", None)
+    monkeypatch.setattr(_callables, "_dump_by_value", None)
 
     assert (fn, args, kwargs) == pickle.loads(encode_call(fn, args, kwargs))
     assert (fn, [args, args]) == pickle.loads(encode_chunk(fn, [args, args]))
