@@ -691,23 +691,23 @@ _OPERATIONS = {
     "multiply": lambda a, b: a * b,
     "subtract": lambda a, b: a - b,
 }
+_NUMBERS = (int, float)
 
 
 def _compute(args):
     """Add, subtract, multiply or divide two numbers."""
     if type(args) is not dict:
         raise bad_args("compute: args must be an object")
-    for field in ("operation", "a", "b"):
-        if field not in args:
-            raise bad_args("compute: missing field '%s'" % field)
-    operation, a, b = args["operation"], args["a"], args["b"]
+    try:
+        operation, a, b = args["operation"], args["a"], args["b"]
+    except KeyError as error:
+        raise bad_args("compute: missing field '%s'" % error.args) from None
     if type(operation) is not str or operation not in _OPERATIONS:
         shown = operation if type(operation) is str else dumps(operation)
         known = ", ".join(sorted(_OPERATIONS))
         raise bad_args("compute: unknown operation '%s'; one of %s" % (shown[:200], known))
-    for field, value in (("a", a), ("b", b)):
-        if type(value) not in (int, float):
-            raise bad_args("compute: field '%s' must be a number" % field)
+    if type(a) not in _NUMBERS or type(b) not in _NUMBERS:
+        raise bad_args("compute: field '%s' must be a number" % ("b" if type(a) in _NUMBERS else "a"))
     if operation == "divide" and b == 0:
         raise bad_args("compute: division by zero")
     try:
