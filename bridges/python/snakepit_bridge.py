@@ -177,18 +177,15 @@ class Stream:
         if size < LARGE_BYTES:
             self.write(b"".join((size.to_bytes(4, "big"), *parts)))
         else:
-            self.write(*self.cut(*parts))
+            self.write(b"", self.cut(*parts))
 
-    def write(self, *buffers):
-        """Write whole frames, heads included; no other frame comes between.  A host that is gone ends this process."""
+    def write(self, small, buffers=()):
+        """Write bytes, then buffers: whole frames, heads included, with no other frame in between."""
         try:
             with self._write_lock:
-                if len(buffers) == 1:
-                    written = os.write(self.out_fd, buffers[0])
-                    if written == len(buffers[0]):
-                        return
-                    buffers = (memoryview(buffers[0])[written:],)
-                self._write_all([memoryview(buffer) for buffer in buffers if len(buffer)])
+                written = os.write(self.out_fd, small) if small else 0
+                if buffers or written < len(small):
+                    self._write_all([memoryview(small)[written:], *map(memoryview, buffers)])
         except BrokenPipeError:
             os._exit(0)
         except OSError as error:
@@ -694,23 +691,23 @@ _OPERATIONS = {
     "multiply": lambda a, b: a * b,
     "subtract": lambda a, b: a - b,
 }
+_NUMBERS = (int, float)
 
 
 def _compute(args):
     """Add, subtract, multiply or divide two numbers."""
     if type(args) is not dict:
         raise bad_args("compute: args must be an object")
-    for field in ("operation", "a", "b"):
-        if field not in args:
-            raise bad_args("compute: missing field '%s'" % field)
-    operation, a, b = args["operation"], args["a"], args["b"]
+    try:
+        operation, a, b = args["operation"], args["a"], args["b"]
+    except KeyError as error:
+        raise bad_args("compute: missing field '%s'" % error.args) from None
     if type(operation) is not str or operation not in _OPERATIONS:
         shown = operation if type(operation) is str else dumps(operation)
         known = ", ".join(sorted(_OPERATIONS))
         raise bad_args("compute: unknown operation '%s'; one of %s" % (shown[:200], known))
-    for field, value in (("a", a), ("b", b)):
-        if type(value) not in (int, float):
-            raise bad_args("compute: field '%s' must be a number" % field)
+    if type(a) not in _NUMBERS or type(b) not in _NUMBERS:
+        raise bad_args("compute: field '%s' must be a number" % ("b" if type(a) in _NUMBERS else "a"))
     if operation == "divide" and b == 0:
         raise bad_args("compute: division by zero")
     try:
@@ -828,7 +825,7 @@ class Runner:
             try:
                 payload = read_frame()
                 if payload is not None and payload[0] >= PICKLE_START and self._callables is not None:
-                    parts = self._callables.gather(payload)
+                    parts = [payload] if payload[0] == PICKLE_START else self._callables.gather(payload)
             except FramingError as error:
                 self._bad_frame(None, str(error))
                 return 2
@@ -1195,7 +1192,7 @@ class Runner:
         for _, data in attachments or ():
             buffers += self.stream.cut(data)
         self.stream.flush()
-        self.stream.write(*buffers)
+        self.stream.write(b"", buffers)
 
     def _reply_too_large(self, request_id, index, size):
         message = "the encoded reply has %d bytes; the limit is %d (max_frame)" % (size, self.stream.max_frame)
@@ -1328,6 +1325,7 @@ class Callables:
         self._loads = loads
         self._dumps = dumps
         self._pickler = Pickler
+        self._room = min(self._stream.max_frame, self._stream.max_message)
         self._longest = 0  # text that was a result
         # Classes and functions of the host's __main__ are rebuilt here under that name: they must not
         # be taken for this file's own.
@@ -1394,7 +1392,7 @@ class Callables:
             return
         try:
             if claim and not self._stream.claim():
-                self._send(request_id, "recalled", ())
+                self._send(request_id, "recalled", b"")
                 return
         except (Refused, OSError) as error:
             self._send(request_id, *self._pack_error(error))
@@ -1411,7 +1409,7 @@ class Callables:
     def _perform(self, kind, parts):
         """Return ``(outcome, body, buffers)``; while the call runs, it alone holds what was sent."""
         try:
-            loaded = self._loads(parts[0], buffers=parts[1:])
+            loaded = self._loads(parts[0]) if len(parts) == 1 else self._loads(parts[0], buffers=parts[1:])
             parts.clear()
             if kind == "call":
                 fn, args, kwargs = loaded
@@ -1428,10 +1426,10 @@ class Callables:
             return self._pack_error(error)
 
     def _pickle(self, value):
-        """Return ``(body, buffers)``: the parts of a pickle, and its out-of-band buffers."""
+        """Return ``(body, buffers)``: a pickle, in parts if something in it is large, and its out-of-band buffers."""
         kind = type(value)
         if kind in _LEAVES and (kind is not str or len(value) < LARGE_BYTES):
-            return (self._dumps(value, 5),), ()
+            return self._dumps(value, 5), ()
         if kind is str and len(value) > self._longest:
             # Text is in memory twice while it is sent.  glibc gives the upper end of its heap back, to get it
             # page by page the next time, when more than twice the largest block ever freed is unused.
@@ -1464,30 +1462,34 @@ class Callables:
 
         # A pickler with a file writes large bytes and text as they are, and all else in pieces of 64 KiB.
         pickler(Sink(body.append), 5, buffer_callback=keep_in_band).dump(value)
-        return body, buffers
+        return body[0] if len(body) == 1 else body, buffers
 
     def _pack_error(self, error):
         """Return what carries an exception: itself if the host can rebuild it, else its description."""
         text = traceback_of(error)
         try:
             body, buffers = self._pickle((error, text))
-            rebuilt, _ = self._loads(b"".join(body), buffers=buffers)
+            rebuilt, _ = self._loads(body if type(body) is bytes else b"".join(body), buffers=buffers)
             if isinstance(rebuilt, BaseException):
                 return "error", body, buffers
         except BaseException as second:
             reason = "%s: %s" % (type(second).__name__, text_of(second))
             text += "\n(The exception itself could not be sent: %s)\n" % reason
         report = {"type": type(error).__name__, "message": text_of(error), "traceback": text}
-        return "opaque", (self._dumps(report, 5),), ()
+        return "opaque", self._dumps(report, 5), ()
 
     def _send(self, request_id, kind, body, buffers=()):
         stream = self._stream
-        pickles = (self._dumps((request_id, kind), 5), *body)
-        size, limit = sum(map(len, pickles)) + sum(map(len, buffers)), stream.max_message
-        if size > limit:
-            self._send(request_id, "too_large", (self._dumps({"size": size, "limit": limit}, 5),))
+        header = self._dumps((request_id, kind), 5)
+        if not buffers and type(body) is bytes and len(header) + len(body) <= self._room:
+            stream.write_frame(header, body)
             return
-        if not buffers and size <= stream.max_frame:
+        pickles = (header, body) if type(body) is bytes else (header, *body)
+        size, limit = sum(map(len, (*pickles, *buffers))), stream.max_message
+        if size > limit:
+            self._send(request_id, "too_large", self._dumps({"size": size, "limit": limit}, 5))
+            return
+        if not buffers and size <= self._room:
             stream.write_frame(*pickles)
             return
         frames = []
@@ -1497,7 +1499,7 @@ class Callables:
             frames += stream.cut(bytes((PICKLE_PART if left else PICKLE_END,)) + announced)
             frames += stream.cut(*parts)
             left -= 1
-        stream.write(*frames)
+        stream.write(b"", frames)
 
 
 class Sink:

@@ -49,8 +49,8 @@ _MAX_LOG_CHARS = 8192
 _SPARE_REPLIES = 100
 """Arbitrary: a worker that answers twice now and then is borne, one that never stops answering is not."""
 
-_READS_PER_TURN = 16
-"""Reads before the other workers get their turn.  Arbitrary."""
+_BYTES_PER_TURN = 1 << 20
+"""Bytes read before the other workers get their turn.  Arbitrary."""
 
 _worker_log = logging.getLogger("snakepit.worker")
 _LEVELS = {
@@ -258,19 +258,22 @@ class Link:
         if drain:
             return decoder.feed(channel.drain())
         messages: list[Message] = []
-        for _ in range(_READS_PER_TURN):
+        left = _BYTES_PER_TURN
+        while left > 0:
             room = decoder.room()
             if room is None:
                 data = channel.receive()
+                count = len(data)
                 messages += decoder.feed(data)
                 # A pipe gives what it has: a short read means that it is empty now.
-                if len(data) < READ_BYTES and decoder.room() is None:
+                if count < READ_BYTES and decoder.room() is None:
                     break
             else:
-                count = channel.receive_into(room)
+                count = channel.receive_into(room[:left])
                 messages += decoder.wrote(count)
                 if not count:
                     break
+            left -= count
         return messages
 
     def finish(self) -> Exception | None:

@@ -115,12 +115,14 @@ class FrameDecoder:
         block = self._block
         if block is None:
             length = self._length()
-            if length is None:
+            if not length:
                 return None
             start = self._start + 4
-            if len(self._data) - start >= length:
-                self._start = start + length
-                return bytes(memoryview(self._data)[start : start + length])
+            end = start + length
+            data = self._data
+            if end <= len(data):
+                self._start = end
+                return data[start:end] if type(data) is bytes else bytes(memoryview(data)[start:end])
             if length < LARGE_BYTES:
                 return None
             block = Block(length, transient=True)
@@ -136,7 +138,7 @@ class FrameDecoder:
         while self._block is not None or block.left_bytes:
             if self._block is None:
                 length = self._length()
-                if length is None:
+                if not length:
                     return False
                 if length > block.left_bytes:
                     raise ProtocolError(f"a frame of {length} bytes where {block.left_bytes} were due")
@@ -145,21 +147,21 @@ class FrameDecoder:
                 return False
         return True
 
-    def _length(self) -> int | None:
-        """Return the length that the next head tells, or None: it is not there, or wrong."""
-        if len(self._data) - self._start < 4 or self.error is not None:
-            if self._start == len(self._data):
-                self._data, self._start = b"", 0
-            return None
-        length: int = _HEAD.unpack_from(self._data, self._start)[0]
-        if 0 < length <= self._limit_bytes:
-            return length
-        seen = show_bytes(self.pending())
-        self.error = ProtocolError(
-            f"a frame of {length} bytes (allowed: 1 to {self._limit_bytes}); the stream held: {seen}"
-        )
+    def _length(self) -> int:
+        """Return the length that the next head tells, or 0: it is not there, or wrong."""
+        start = self._start
+        if len(self._data) - start >= 4:
+            length: int = _HEAD.unpack_from(self._data, start)[0]
+            if 0 < length <= self._limit_bytes:
+                return length
+            seen = show_bytes(self.pending())
+            self.error = ProtocolError(
+                f"a frame of {length} bytes (allowed: 1 to {self._limit_bytes}); the stream held: {seen}"
+            )
+        elif start < len(self._data):
+            return 0
         self._data, self._start = b"", 0
-        return None
+        return 0
 
     def _begin(self, block: Block, length: int) -> None:
         self._block, self._left = block, length

@@ -187,7 +187,7 @@ class MessageDecoder:
                     if payload is None:
                         break
                     message = self._take(payload)
-                    if type(message) is not list:
+                    if type(payload) is not bytes and type(message) is not list:
                         recycle(payload)
                 if message is not None:
                     messages.append(message)

@@ -76,22 +76,19 @@ def encode_command(
         EncodeError: The args cannot be sent, with the path to the value; raised here.
     """
     text, attachments = encode_value(args, "/args")
-    body = b'"command":%s,"args":' % _encode_json(command)
+    long = len(text) >= LARGE_BYTES
+    body = b'"command":%s,"args":%s' % (_encode_json(command), b"" if long else text)
     if attachments:
         listed = [{"path": path, "kind": "bytes", "len": len(data)} for path, data in attachments]
         body = b'"attachments":%s,%s' % (_encode_json(listed), body)
     session = b"" if session_id is None else b',"session":%s' % _encode_json(session_id)
     # 256: room for the id, the deadline and the time, which join the frame later.
-    if len(body) + len(text) + len(session) + 256 > max_frame_bytes:
+    if len(body) + long * len(text) + len(session) + 256 > max_frame_bytes:
         raise EncodeError(
             f"/args: {len(text)} bytes of JSON for {command!r} do not fit a frame"
             f" (max_frame_bytes is {max_frame_bytes}); send large data as bytes"
         )
-    raw = tuple(data for _, data in attachments)
-    if len(text) < LARGE_BYTES:
-        content = CommandContent(body + text, session, raw)
-    else:
-        content = CommandContent(body, session, raw, text)
+    content = CommandContent(body, session, tuple(data for _, data in attachments), text if long else b"")
     if attachments and content.size_bytes > max_message_bytes:
         raise EncodeError(
             f"/args: {content.size_bytes} bytes for {command!r} are above max_message_bytes ({max_message_bytes})"

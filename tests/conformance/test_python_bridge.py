@@ -51,6 +51,25 @@ def _interpreters() -> list[str]:
 INTERPRETERS = _interpreters()
 
 
+CHATTY = """
+import threading
+from snakepit_bridge import command, context
+
+@command
+def chatter(size):
+    here = context()
+    begun = threading.Event()
+    def talk():
+        for number in range(300):
+            here.log("line %d" % number)
+            begun.set()
+    thread = threading.Thread(target=talk)
+    thread.start()
+    begun.wait()
+    return [b"a" * size, b"b" * size, thread.name]
+"""
+
+
 class BridgeProcess:
     """One worker process and the host's ends of its pipes; every read has a bound."""
 
@@ -64,6 +83,7 @@ class BridgeProcess:
         pass_fds: tuple[int, ...] = (),
         cwd: str | None = None,
         max_frame: int = MAX_FRAME,
+        max_message: int | None = None,
     ) -> None:
         request_r, self.requests = os.pipe()
         self.replies, reply_w = os.pipe()
@@ -78,6 +98,7 @@ class BridgeProcess:
             inherited.append(claim_r)
         self.level = level
         self.max_frame = max_frame
+        self.max_message = max_frame if max_message is None else max_message
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  # closed with the worker
         self._output = tempfile.TemporaryFile()  # noqa: SIM115
         stdin: int = subprocess.DEVNULL
@@ -171,7 +192,8 @@ class BridgeProcess:
     # Callables
 
     def _finish_start(self, payload: bytes) -> Any:
-        protocol = {"versions": [1], "max_frame": self.max_frame, "capabilities": CAPABILITIES}
+        limits = {"max_frame": self.max_frame, "max_message": self.max_message}
+        protocol = {"versions": [1], "capabilities": CAPABILITIES, **limits}
         ping = {"worker_id": "w-1", "initialization": True, "protocol": protocol, "prepare": True}
         self.write(frame({"id": 0, "command": "ping", "args": ping}) + frame(payload))
         return self.receive()
@@ -1174,6 +1196,12 @@ def use():
 
 def given(): return shared
 
+class Array:
+    def __init__(self, memory): self.memory = memory
+    def __reduce_ex__(self, protocol):
+        import pickle
+        return Array, (pickle.PickleBuffer(self.memory),)
+
 def inheritable():
     kept = []
     for name in os.listdir("/dev/fd"):
@@ -1309,6 +1337,23 @@ def test_what_cannot_be_pickled_fails_its_call_only(caller: BridgeProcess, funct
     assert ("result", 8, None) == caller.call(pow, 2, 3)
 
 
+def test_log_lines_stay_out_of_a_reply(tmp_path: Path) -> None:
+    """A thread that logs all the time does so before and after a reply with its attachments, never within."""
+    handlers = tmp_path / "chatty.py"
+    handlers.write_text(CHATTY)
+    with BridgeProcess("--handlers", str(handlers), max_frame=1000) as process:
+        process.start()
+        process.send({"id": 7, "command": "chatter", "args": {"size": 100_000}})
+        message = process.receive()
+        while "type" in message:
+            message = process.receive()
+        payloads = [process.receive_bytes() for _ in range(200)]
+        process.close_requests()
+
+        assert [entry["len"] for entry in message["attachments"]] == [100_000, 100_000]
+        assert b"a" * 100_000 + b"b" * 100_000 == b"".join(payloads)
+
+
 def test_large_callable_messages(functions: Any) -> None:
     """A large argument and result pass; a reply above max_frame says its size."""
     process, _ = callable_worker(max_frame=3_000_000)
@@ -1320,6 +1365,75 @@ def test_large_callable_messages(functions: Any) -> None:
         assert "too_large" == kind
         assert isinstance(error, ResultError) and "3000000" in str(error)
         assert ("result", 8, None) == process.call(pow, 2, 3)
+
+
+@pytest.mark.parametrize("max_frame", [100_000, 64 << 20])
+@pytest.mark.parametrize("size", [65_536, 1_000_003, 3_000_001])
+def test_buffers_travel_beside_the_pickle(functions: Any, max_frame: int, size: int) -> None:
+    """Buffers arrive whole and writable, and are sent back as they then are; a protected one stays protected."""
+
+    def change(array: Any, fixed: Any, text: str) -> Any:
+        array.memory[0] = 1
+        return [array, memoryview(fixed.memory).readonly, text, array]
+
+    process, _ = callable_worker(max_frame=max_frame, max_message=1 << 26)
+    data, text = bytes(range(256)) * (size // 256 + 1), "\u00e9" * size
+    with process:
+        kind, value, error = process.call(change, functions.Array(bytearray(data)), functions.Array(data), text)
+
+        assert ("result", None) == (kind, error)
+        assert b"\x01" + data[1:] == value[0].memory
+        assert [True, text] == value[1:3]
+        assert value[0] is value[3]
+        assert ("result", 8, None) == process.call(pow, 2, 3)
+
+
+def test_an_exception_with_a_buffer(caller: BridgeProcess, functions: Any) -> None:
+    """What an exception holds may be large, too."""
+    data = bytearray(b"x" * 200_000)
+
+    def fail(array: Any) -> None:
+        raise ValueError(array)
+
+    kind, _, error = caller.call(fail, functions.Array(data))
+
+    assert ("error", ValueError) == (kind, type(error))
+    assert error is not None and data == error.args[0].memory
+
+
+def test_while_a_call_runs_its_pickle_is_gone(caller: BridgeProcess) -> None:
+    """The worker holds what the call was given, not also what it was loaded from."""
+    size = 64 << 20
+
+    def resident(data: bytes) -> int:
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[1]) * 4096
+
+    before = caller.call(resident, b"")[1]
+    during = caller.call(resident, bytes(size))[1]
+
+    assert during - before < 1.5 * size
+
+
+@pytest.mark.parametrize(
+    "second",
+    [b"\x82" + (5).to_bytes(8, "big"), b"\x80\x05N.", b'{"type":"?"}', b"\x82", None],
+    ids=["a short part", "a pickle", "JSON", "no length", "the end"],
+)
+def test_the_rest_of_a_pickle_is_due(functions: Any, second: bytes | None) -> None:
+    """What breaks off within a pickle is a bad frame, and the end of the worker."""
+    process, _ = callable_worker()
+    with process:
+        head = _callables.request_header(5, None, None, False, "call")
+        process.write(frame(b"\x81" + len(head).to_bytes(8, "big")) + frame(head))
+        if second is not None:
+            process.write(frame(second) + (frame(b"abc") if len(second) == 9 else b""))
+        process.close_requests()
+
+        reply = process.receive()
+
+        assert (None, "internal", "BadFrame") == (reply["id"], reply["error"]["code"], reply["error"]["type"])
+        assert 2 == process.exit_status()
 
 
 def test_callables_have_sessions_and_deadlines(caller: BridgeProcess, functions: Any) -> None:

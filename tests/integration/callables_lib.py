@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import os
+import pickle
 import signal
 import sys
 import threading
@@ -315,3 +316,31 @@ def fail_to_initialize_at(path: str) -> None:
     """Report at a gate, wait there, then raise."""
     pass_gate(path)
     raise RuntimeError("no model there")
+
+
+class Array:
+    """Holds memory, and pickles it as an out-of-band buffer, as arrays do."""
+
+    def __init__(self, memory: Any) -> None:
+        self.memory = memory
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return Array, (pickle.PickleBuffer(self.memory),)
+
+
+def increment_first(array: Array) -> Array:
+    """Change an array in place and return it."""
+    array.memory[0] += 1
+    return array
+
+
+def end_within_a_buffer(size: int) -> None:
+    """Announce a reply's buffer, send half of it and end."""
+    import snakepit_bridge  # type: ignore[import-not-found]  # the worker's own program
+
+    stream = snakepit_bridge._runner.stream
+    pickles = b"\x80\x05N."
+    announced = [bytes((mark,)) + length.to_bytes(8, "big") for mark, length in ((0x81, len(pickles)), (0x82, size))]
+    frames = [*stream.cut(announced[0]), *stream.cut(pickles), *stream.cut(announced[1]), *stream.cut(bytes(size))]
+    stream.write(b"", [*frames[:-1], frames[-1][: size // 2]])
+    os._exit(3)

@@ -340,6 +340,62 @@ def test_call_above_the_message_limit() -> None:
         assert too_much.pid == fits.pid
 
 
+@pytest.mark.parametrize("size", [65_535, 65_536, 200_000, 2 * MIB, 20 * MIB + 1])
+def test_arrays_go_and_come_back(shared: SnakepitExecutor, size: int) -> None:
+    """The memory of an array arrives whole, can be changed there and here, and is nobody else's."""
+    memory = bytearray(bytes(range(251)) * (size // 251 + 1))[:size]
+    sent = lib.Array(memory)
+
+    futures = [shared.submit(lib.increment_first, sent) for _ in range(4)]
+    arrays = [future.result(BOUND_S) for future in futures]
+    arrays[0].memory[1] = 77
+
+    assert 0 == memory[0]
+    assert b"\x01\x4d" + memory[2:] == arrays[0].memory
+    assert [b"\x01" + memory[1:]] * 3 == [array.memory for array in arrays[1:]]
+
+
+@pytest.mark.timeout(60)
+def test_arrays_of_numpy(shared: SnakepitExecutor) -> None:
+    """Arrays arrive with type, shape, order and protection; those of objects, and views with gaps, as ever."""
+    numpy = pytest.importorskip("numpy")
+    numbers = numpy.arange(3_000_000, dtype=numpy.float64)
+    protected = numbers.copy()
+    protected.flags.writeable = False
+    sent = {
+        "large": numbers,
+        "small": numbers[:10],
+        "fortran": numpy.asfortranarray(numbers.reshape(1000, 3000)),
+        "gaps": numbers[::2],
+        "protected": protected,
+        "objects": numpy.array([lambda: 1, "text"], dtype=object),
+        "twice": [numbers, numbers],
+    }
+    got = {name: shared.submit(lib.identity, value).result(BOUND_S) for name, value in sent.items()}
+
+    first, second = got.pop("twice")
+    objects = got.pop("objects")
+    assert first is second and numpy.array_equal(numbers, first)
+    assert (1, "text") == (objects[0](), objects[1])
+    for name, value in got.items():
+        assert numpy.array_equal(sent[name], value)
+        assert (sent[name].dtype, sent[name].flags.writeable) == (value.dtype, value.flags.writeable)
+    assert got["fortran"].flags.f_contiguous
+
+
+def test_a_worker_that_ends_within_a_buffer() -> None:
+    """Half a buffer is no reply: its call fails, with the status, and the next one has a new worker."""
+    with SnakepitExecutor(1) as executor:
+        for size in (1000, 300_000, 30 * MIB):
+            failed = executor.submit(lib.end_within_a_buffer, size)
+            after = executor.submit(lib.add, size)
+
+            error = failed.exception(BOUND_S)
+            assert isinstance(error, WorkerDied)
+            assert "3" in str(error)
+            assert size == after.result(BOUND_S)
+
+
 @pytest.mark.timeout(60)
 def test_queued_calls_share_their_argument() -> None:
     """Forty queued calls of one array do not cost forty copies in the host, and all are right."""

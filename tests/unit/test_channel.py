@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import pytest
 
+from snakepit._pool import channel as channel_module
 from snakepit._pool.channel import Channel
 
 
@@ -77,12 +79,12 @@ def test_more_buffers_than_one_call_takes(pair: Pair) -> None:
 
 def test_a_full_pipe_does_not_block(pair: Pair) -> None:
     """Nobody reads: send and flush return at once, and nothing is lost."""
-    for _ in range(200):
+    for _ in range(150):
         pair.channel.send([b"x" * 10_000])
         pair.channel.flush()
 
     assert pair.channel.wants_write
-    assert b"x" * 2_000_000 == read_all(pair, 2_000_000)
+    assert b"x" * 1_500_000 == read_all(pair, 1_500_000)
 
 
 @pytest.mark.parametrize("buffers", [[b"one"], [b"one", b"two"]])
@@ -119,6 +121,80 @@ def test_receive_returns_what_is_there(pair: Pair) -> None:
     os.close(pair.replies)
     assert b"last" == pair.channel.receive() + pair.channel.receive()
     assert pair.channel.closed_by_worker
+
+
+def test_receive_into_a_place(pair: Pair) -> None:
+    """What is there is read to where it belongs; nothing, and the end of the stream, are told apart."""
+    place = bytearray(8)
+    with memoryview(place) as room:
+        assert 0 == pair.channel.receive_into(room)
+        assert not pair.channel.closed_by_worker
+
+        os.write(pair.replies, b"reply")
+        assert 5 == pair.channel.receive_into(room)
+        assert b"reply" == room[:5]
+
+        os.close(pair.replies)
+        assert 0 == pair.channel.receive_into(room)
+        assert pair.channel.closed_by_worker
+
+
+def capacity(fd: int) -> int:
+    """Return how many bytes a pipe holds."""
+    return fcntl.fcntl(fd, fcntl.F_GETPIPE_SZ)
+
+
+@pytest.mark.skipif(not hasattr(fcntl, "F_GETPIPE_SZ"), reason="pipes have one size here")
+def test_pipes_grow_with_what_passes_them(pair: Pair) -> None:
+    """A pipe is enlarged by the first message that does not fit, in its own direction only."""
+    small = capacity(pair.requests)
+
+    pair.channel.send([b"x" * 1000])
+    pair.channel.receive()
+    assert [small, small] == [capacity(pair.requests), capacity(pair.replies)]
+    pair.channel.send([b"x" * small, b"y"])
+    pair.channel.flush()
+    assert [1 << 20, small] == [capacity(pair.requests), capacity(pair.replies)]
+    os.write(pair.replies, b"z" * small)
+    pair.channel.receive()
+    assert 1 << 20 == capacity(pair.replies)
+
+
+@pytest.mark.skipif(not hasattr(fcntl, "F_GETPIPE_SZ"), reason="pipes have one size here")
+def test_few_pipes_are_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pages in a user's pipes are limited: when enough are large, others get less, until a channel is closed."""
+    monkeypatch.setattr(channel_module, "_grants", [1 << 20] * 3)
+    ends = [(*os.pipe(), *os.pipe()) for _ in range(4)]
+    channels = [Channel(request_write, reply_read) for _, request_write, reply_read, _ in ends]
+    for channel, (_, _, _, reply_write) in zip(channels, ends, strict=True):
+        os.write(reply_write, b"x")
+        channel.receive_into(memoryview(bytearray(1)))
+
+    sizes = [capacity(channel.reply_fd) for channel in channels]
+    channels[0].close()
+    left = list(channel_module._grants)
+    for channel, (request_read, _, _, reply_write) in zip(channels, ends, strict=True):
+        channel.close()
+        os.close(request_read)
+        os.close(reply_write)
+
+    assert [1 << 20, 1 << 20, 1 << 20, 1 << 18] == sizes
+    assert [1 << 20] == left
+
+
+def test_a_pipe_that_may_not_grow(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A system that refuses a larger pipe costs time, and nothing else."""
+
+    def refuse(*_: object) -> int:
+        raise PermissionError(errno.EPERM, "injected")
+
+    monkeypatch.setattr(fcntl, "fcntl", refuse)
+    data = b"x" * 300_000
+
+    pair.channel.send([data])
+
+    assert pair.channel.wants_write
+    assert data == read_all(pair, len(data))
 
 
 def test_drain_reads_until_empty_although_others_hold_the_pipe(pair: Pair) -> None:
@@ -200,10 +276,12 @@ def test_a_read_that_fails_ends_the_reading(pair: Pair, monkeypatch: pytest.Monk
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "read", fail)
+        patch.setattr(os, "readv", fail)
         data = pair.channel.receive()
+        count = pair.channel.receive_into(memoryview(bytearray(8)))
         drained, taken = pair.channel.drain(), pair.channel.take_back(3)
 
-    assert (b"", b"", 0, True) == (data, drained, taken, pair.channel.closed_by_worker)
+    assert (b"", 0, b"", 0, True) == (data, count, drained, taken, pair.channel.closed_by_worker)
     assert pair.channel.error is not None
     assert errno.EIO == pair.channel.error.errno
 

@@ -30,7 +30,8 @@ def decoder(**options: Any) -> MessageDecoder:
 
 def encode(value: Any, request_id: int = 1, **options: Any) -> bytes:
     """Return the frames of an echo of this value."""
-    limits = {"max_frame_bytes": options.get("max_frame_bytes", LIMIT), "max_message_bytes": 1 << 20}
+    limits = {"max_frame_bytes": options.get("max_frame_bytes", LIMIT)}
+    limits["max_message_bytes"] = options.pop("max_message_bytes", 1 << 20)
     content = encode_command("echo", value, session_id=options.pop("session_id", None), **limits)
     return b"".join(encode_message(content, request_id, **options))
 
@@ -166,6 +167,47 @@ def test_fuzz(data: bytes, cut: int) -> None:
 
     assert first == second
     assert str(whole.error) == str(split.error) or "the stream held" in str(whole.error)
+
+
+LONG = (1 << 16, (1 << 16) + 1, 300_000, (1 << 21) + 3)
+
+
+@pytest.mark.parametrize("size", LONG)
+@pytest.mark.parametrize("first", [3, 4, 5, 1000, 60_000])
+def test_long_frames_are_read_to_their_place(size: int, first: int) -> None:
+    """The decoder says where the rest of a long frame belongs; messages before and after it arrive as ever."""
+    limits = {"max_frame_bytes": 1 << 22, "max_message_bytes": 1 << 24}
+    text, data = "x" * size, bytes(range(256)) * (size // 256)
+    stream = encode([text, data], 1, **limits) + encode("next", 2)
+    codec = MessageDecoder(**limits)
+
+    messages = codec.feed(stream[:first])
+    place, placed = first, 0
+    while place < len(stream):
+        room = codec.room()
+        if room is None:
+            messages += codec.feed(stream[place : place + 4096])
+            place += len(stream[place : place + 4096])
+        else:
+            count = min(len(room), 50_000)
+            room[:count] = stream[place : place + count]
+            messages += codec.wrote(count)
+            place += count
+            placed += count
+
+    assert [[text, data], "next"] == [message["args"] for message in messages]
+    assert codec.finish() is None
+    assert placed > 2 * size - 4 * LIMIT
+
+
+def test_the_end_inside_a_long_frame() -> None:
+    """A long frame that never ends is an error that shows its beginning; nothing is to be read to its place then."""
+    codec = decoder(max_frame_bytes=1 << 22)
+    codec.feed((1 << 20).to_bytes(4, "big") + b'{"id":12345')
+
+    assert codec.room() is not None
+    assert '{"id":12345' in str(codec.finish())
+    assert codec.room() is None
 
 
 def test_random_bytes_do_not_occupy_memory() -> None:
