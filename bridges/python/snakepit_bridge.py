@@ -1428,7 +1428,10 @@ class Callables:
     def _pickle(self, value):
         """Return ``(body, buffers)``: a pickle, in parts if something in it is large, and its out-of-band buffers."""
         kind = type(value)
-        if kind in _LEAVES and (kind is not str or len(value) < LARGE_BYTES):
+        if kind is bytes or kind is str:
+            if len(value) < LARGE_BYTES:
+                return self._dumps(value, 5), ()
+        elif kind in _LEAVES:
             return self._dumps(value, 5), ()
         if kind is str and len(value) > self._longest:
             # Text is in memory twice while it is sent.  glibc gives the upper end of its heap back, to get it
