@@ -75,6 +75,7 @@ def draw(results: list[dict[str, Any]], folder: Path) -> None:
             for name, points in plot["lines"].items():
                 axes.loglog(*zip(*points, strict=True), marker="o", markersize=3, linewidth=1, label=name)
             axes.set(title=plot["title"], xlabel=plot["x"], ylabel=plot["y"])
+            axes.minorticks_off()
             axes.grid(alpha=0.3)
             axes.legend(fontsize=7)
             save(figure, plot["id"])
@@ -86,14 +87,17 @@ def draw(results: list[dict[str, Any]], folder: Path) -> None:
 def _goals_figure(pyplot: Any, judged: list[dict[str, Any]]) -> Any:
     """Draw every judged row against its goal: to the right of 1 it is met."""
     figure, axes = pyplot.subplots(figsize=(6, 0.6 + 0.17 * len(judged)))
-    for place, row in enumerate(reversed(judged)):
-        bounds = sorted(_reached(row, bound) for bound in row["spread"])
-        color = "tab:green" if row["met"] else "tab:red"
-        axes.plot(bounds, [place, place], color=color, linewidth=1, alpha=0.5)
-        axes.plot([_reached(row, row["value"])], [place], marker="o", markersize=3, color=color)
+    rows = judged[::-1]
+    places = range(len(rows))
+    bounds = [sorted(_reached(row, bound) for bound in row["spread"]) for row in rows]
+    colors = ["tab:green" if row["met"] else "tab:red" for row in rows]
+    axes.hlines(places, *zip(*bounds, strict=True), colors=colors, linewidth=1, alpha=0.5)
+    axes.scatter([_reached(row, row["value"]) for row in rows], places, s=9, c=colors)
     axes.set_xscale("log")
+    axes.minorticks_off()
+    axes.xaxis.set_major_formatter("{x:g}")
     axes.axvline(1, color="black", linewidth=0.8)
-    axes.set_yticks(range(len(judged)), [row["id"] for row in reversed(judged)], fontsize=6)
+    axes.set_yticks(places, [row["id"] for row in rows], fontsize=6)
     axes.set(title="Every goal: 1 is the goal, to the right it is exceeded", xlabel="times the goal")
     axes.grid(alpha=0.3, axis="x")
     return figure
