@@ -1,7 +1,7 @@
 """Writes the results of the benchmarks into the documentation, or records their ratios.
 
 python benchmarks/report.py [--folder build/bench] [--page docs/performance.md]
-python benchmarks/report.py --record [--folder build/bench-check] [--recorded benchmarks/recorded.json]
+python benchmarks/report.py --record [--folder build/bench-check ...] [--recorded benchmarks/recorded.json]
 
 A page has places for tables, ``<!-- begin: NAME -->`` to ``<!-- end: NAME -->``: ``goals`` and one for each script.
 What stands there is replaced; a script without results leaves its place as it is.
@@ -113,20 +113,29 @@ def main() -> None:
     """Write the page, or the record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--record", action="store_true", help="record the ratios; nothing else is written")
-    parser.add_argument("--folder", type=Path, help="of the results; build/bench, with --record build/bench-check")
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        nargs="+",
+        help="of the results; build/bench, with --record build/bench-check; of several the medians are recorded",
+    )
     parser.add_argument("--page", type=Path, default=PAGE, help="the page with the places")
     parser.add_argument("--recorded", type=Path, default=RECORD, help="the record to write")
     given = parser.parse_args()
-    folder = given.folder or scripts.ROOT / "build" / ("bench-check" if given.record else "bench")
-    found = scripts.read(folder)
-    if not found:
-        raise SystemExit(f"no results in {folder}; `make bench` makes them")
-    results = list(found.values())
+    folders = given.folder or [scripts.ROOT / "build" / ("bench-check" if given.record else "bench")]
+    runs = [scripts.read(folder) for folder in folders]
+    for folder, run in zip(folders, runs, strict=True):
+        if not run:
+            raise SystemExit(f"no results in {folder}; `make bench` makes them")
     if given.record:
-        made = regressions.record(results)
+        made = regressions.record(content for run in runs for content in run.values())
         given.recorded.write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
-        print(f"{len(made['rows'])} ratios of {', '.join(found)} recorded in {given.recorded}")
+        print(f"{len(made['rows'])} ratios of {len(runs)} runs recorded in {given.recorded}")
         return
+    if len(runs) > 1:
+        parser.error("a page has the results of one folder")
+    found = runs[0]
+    results = list(found.values())
     text = given.page.read_text(encoding="utf-8")
     for name, content in found.items():
         text = replace(text, name, section(content))
