@@ -22,7 +22,7 @@ from typing import Any
 
 from support import loads, peers, tasks
 from support.meeting import Meeting
-from support.results import Report, figure, median, options
+from support.results import Report, figure, median, options, ratios
 
 SIZES = (1_000, 10_000, 100_000, 1_000_000)
 REPEAT_UP_TO = 10_000
@@ -128,17 +128,17 @@ def judge(report: Report, found: dict[tuple[str, int], list[dict[str, float]]]) 
         pool, _, kind = name.partition(", ")
         if pool != "snakepit":
             continue
-        base = median(sample["us"] for sample in found[name, SIZES[0]])
+        bases = [sample["us"] for sample in found[name, SIZES[0]]][: len(samples)]
         if size > SIZES[0]:
             report.row(
                 f"flat_{kind}_{size}",
                 f"{size:,} queued {kind}, cost of one from submission to completion",
-                [sample["us"] / base for sample in samples],
+                ratios([sample["us"] for sample in samples], bases),
                 "<=",
                 1.15,
                 f"that of {SIZES[0]:,}",
                 us=median(sample["us"] for sample in samples),
-                base_us=base,
+                base_us=median(bases),
             )
         if size >= 100_000:
             report.row(

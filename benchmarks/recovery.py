@@ -11,6 +11,7 @@ a socket of this process and stays.  Beside it stands what starting such a worke
 
 from __future__ import annotations
 
+import logging
 import os
 import queue
 import select
@@ -190,6 +191,7 @@ def main() -> None:
     handlers = peers.HERE / "bench_handlers"
     python = lambda: PythonAdapter(f"{handlers}.py")  # noqa: E731  # three of a kind, told apart by name
     node = lambda: JavaScriptAdapter(f"{handlers}.cjs")  # noqa: E731
+    logging.getLogger("snakepit").setLevel(logging.ERROR)  # that a worker was killed is no news here
     # Full size from the start, as the others have it.
     config = PoolConfig(min_workers=given.workers)
     with tempfile.TemporaryDirectory() as folder:

@@ -1,7 +1,7 @@
 """Writes the results of the benchmarks into the documentation, or records their ratios.
 
 python benchmarks/report.py [--folder build/bench] [--page docs/performance.md]
-python benchmarks/report.py --record [--folder build/bench-check] [--recorded benchmarks/recorded.json]
+python benchmarks/report.py --record [--folder build/bench-check ...] [--recorded benchmarks/recorded.json]
 
 A page has places for tables, ``<!-- begin: NAME -->`` to ``<!-- end: NAME -->``: ``goals`` and one for each script.
 What stands there is replaced; a script without results leaves its place as it is.
@@ -75,6 +75,7 @@ def draw(results: list[dict[str, Any]], folder: Path) -> None:
             for name, points in plot["lines"].items():
                 axes.loglog(*zip(*points, strict=True), marker="o", markersize=3, linewidth=1, label=name)
             axes.set(title=plot["title"], xlabel=plot["x"], ylabel=plot["y"])
+            axes.minorticks_off()
             axes.grid(alpha=0.3)
             axes.legend(fontsize=7)
             save(figure, plot["id"])
@@ -86,14 +87,17 @@ def draw(results: list[dict[str, Any]], folder: Path) -> None:
 def _goals_figure(pyplot: Any, judged: list[dict[str, Any]]) -> Any:
     """Draw every judged row against its goal: to the right of 1 it is met."""
     figure, axes = pyplot.subplots(figsize=(6, 0.6 + 0.17 * len(judged)))
-    for place, row in enumerate(reversed(judged)):
-        bounds = sorted(_reached(row, bound) for bound in row["spread"])
-        color = "tab:green" if row["met"] else "tab:red"
-        axes.plot(bounds, [place, place], color=color, linewidth=1, alpha=0.5)
-        axes.plot([_reached(row, row["value"])], [place], marker="o", markersize=3, color=color)
+    rows = judged[::-1]
+    places = range(len(rows))
+    bounds = [sorted(_reached(row, bound) for bound in row["spread"]) for row in rows]
+    colors = ["tab:green" if row["met"] else "tab:red" for row in rows]
+    axes.hlines(places, *zip(*bounds, strict=True), colors=colors, linewidth=1, alpha=0.5)
+    axes.scatter([_reached(row, row["value"]) for row in rows], places, s=9, c=colors)
     axes.set_xscale("log")
+    axes.minorticks_off()
+    axes.xaxis.set_major_formatter("{x:g}")
     axes.axvline(1, color="black", linewidth=0.8)
-    axes.set_yticks(range(len(judged)), [row["id"] for row in reversed(judged)], fontsize=6)
+    axes.set_yticks(places, [row["id"] for row in rows], fontsize=6)
     axes.set(title="Every goal: 1 is the goal, to the right it is exceeded", xlabel="times the goal")
     axes.grid(alpha=0.3, axis="x")
     return figure
@@ -109,20 +113,29 @@ def main() -> None:
     """Write the page, or the record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--record", action="store_true", help="record the ratios; nothing else is written")
-    parser.add_argument("--folder", type=Path, help="of the results; build/bench, with --record build/bench-check")
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        nargs="+",
+        help="of the results; build/bench, with --record build/bench-check; of several the medians are recorded",
+    )
     parser.add_argument("--page", type=Path, default=PAGE, help="the page with the places")
     parser.add_argument("--recorded", type=Path, default=RECORD, help="the record to write")
     given = parser.parse_args()
-    folder = given.folder or scripts.ROOT / "build" / ("bench-check" if given.record else "bench")
-    found = scripts.read(folder)
-    if not found:
-        raise SystemExit(f"no results in {folder}; `make bench` makes them")
-    results = list(found.values())
+    folders = given.folder or [scripts.ROOT / "build" / ("bench-check" if given.record else "bench")]
+    runs = [scripts.read(folder) for folder in folders]
+    for folder, run in zip(folders, runs, strict=True):
+        if not run:
+            raise SystemExit(f"no results in {folder}; `make bench` makes them")
     if given.record:
-        made = regressions.record(results)
+        made = regressions.record(content for run in runs for content in run.values())
         given.recorded.write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
-        print(f"{len(made['rows'])} ratios of {', '.join(found)} recorded in {given.recorded}")
+        print(f"{len(made['rows'])} ratios of {len(runs)} runs recorded in {given.recorded}")
         return
+    if len(runs) > 1:
+        parser.error("a page has the results of one folder")
+    found = runs[0]
+    results = list(found.values())
     text = given.page.read_text(encoding="utf-8")
     for name, content in found.items():
         text = replace(text, name, section(content))

@@ -1,6 +1,7 @@
 """What do 64 workers and 1,000 sessions cost, at work and at rest?
 
-python benchmarks/scale.py [--quick] [--json FILE] [--tasks 8000] [--rounds 5] [--workers 64] [--idle 31]
+python benchmarks/scale.py [--quick] [--json FILE] [--tasks 8000] [--calls 300] [--rounds 5] [--workers 64]
+[--idle 31]
 
 ``--idle`` are the seconds for which idle hosts are watched; 31 of them contain one round of snakepit's health checks.
 A wake-up is a voluntary context switch of a thread of the host.
@@ -14,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +116,7 @@ def at_work(report: Report, given: Any) -> None:
             {name: lambda flood=flood: flood.round(given.tasks) for name, flood in floods.items()},
             given.rounds,
         )
+        singles = one_by_one(few, many, given)
     base = figures[f"{FEW} workers"]
     for name, contender in (
         ("workers", f"{given.workers} workers"),
@@ -144,6 +147,43 @@ def at_work(report: Report, given: Any) -> None:
         ],
     )
 
+    report.row(
+        "one_by_one",
+        f"{given.workers} workers, {SESSIONS:,} sessions, one call after another",
+        ratios(singles[f"{given.workers} workers, {SESSIONS:,} sessions"], singles[f"{FEW} workers"]),
+        against=f"{FEW} workers without sessions",
+    )
+    report.table(
+        "One call after another",
+        ("pool", "p50 us", f"/ {FEW} workers"),
+        [
+            (name, figure(median(values) * 1e6), f"{median(ratios(values, singles[f'{FEW} workers'])):.2f}")
+            for name, values in singles.items()
+        ],
+    )
+
+
+def one_by_one(few: Any, many: Any, given: Any) -> dict[str, list[float]]:
+    """Return the median of single calls, round by round; every call is of another session than the one before."""
+
+    def plain(pool: Any) -> Callable[[], float]:
+        return lambda: median(loads.sequential(lambda: pool.execute("add", ADD), given.calls, 3))
+
+    def in_sessions(pool: Any) -> Callable[[], float]:
+        numbers = cycle(range(SESSIONS))
+        call = lambda: pool.execute("add", ADD, session=f"user-{next(numbers)}")  # noqa: E731  # as above
+        return lambda: median(loads.sequential(call, given.calls, 3))
+
+    return loads.rounds(
+        {
+            f"{FEW} workers": plain(few),
+            f"{FEW} workers, {SESSIONS:,} sessions": in_sessions(few),
+            f"{given.workers} workers": plain(many),
+            f"{given.workers} workers, {SESSIONS:,} sessions": in_sessions(many),
+        },
+        given.rounds,
+    )
+
 
 def at_rest(report: Report, given: Any) -> None:
     """Watch idle hosts, all at the same time."""
@@ -172,10 +212,13 @@ def main() -> None:
     """Measure and report."""
     given = options(
         __doc__,
-        {"tasks": 8000, "rounds": 5, "workers": 64, "idle": 31},
-        {"tasks": 3000, "rounds": 3, "idle": 5},
+        {"tasks": 8000, "calls": 300, "rounds": 5, "workers": 64, "idle": 31},
+        {"tasks": 3000, "calls": 100, "rounds": 3, "idle": 5},
     )
-    sample = f"{given.rounds} interleaved rounds of {given.tasks:,} commands at once; {given.idle} idle seconds"
+    sample = (
+        f"{given.rounds} interleaved rounds of {given.tasks:,} commands at once and {given.calls} in turn;"
+        f" {given.idle} idle seconds"
+    )
     report = Report("scale", sample, given)
     at_work(report, given)
     at_rest(report, given)

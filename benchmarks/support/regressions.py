@@ -7,6 +7,7 @@ with judged ratios only.
 from __future__ import annotations
 
 import json
+import statistics
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -42,18 +43,23 @@ class Worse(NamedTuple):
 
 
 def record(results: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    """Return the record of the judged ratios of some results."""
+    """Return the record of the judged ratios of some results; of several runs the median, so that luck is no record."""
     made: dict[str, Any] = {"commit": "", "machine": {}, "rows": {}}
+    values: dict[str, list[float]] = {}
     for content in results:
         made["commit"] = content["commit"]
         made["machine"] = {key: content["machine"][key] for key in ("processor", "processors", "system")}
         for row in content["rows"]:
-            if row["unit"] == "x" and row["goal_op"]:
-                made["rows"][row["id"]] = {
-                    "value": round(row["value"], 3),
-                    "op": row["goal_op"],
-                    "spread": [round(bound, 3) for bound in row["spread"]],
-                }
+            if row["unit"] != "x" or not row["goal_op"]:
+                continue
+            values.setdefault(row["id"], []).append(row["value"])
+            low, high = (round(bound, 3) for bound in row["spread"])
+            old = made["rows"].get(row["id"], {"spread": [low, high]})
+            made["rows"][row["id"]] = {
+                "value": round(statistics.median(values[row["id"]]), 3),
+                "op": row["goal_op"],
+                "spread": [min(low, old["spread"][0]), max(high, old["spread"][1])],
+            }
     return made
 
 

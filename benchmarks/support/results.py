@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-PACKAGES = ("snakepit-pool", "loky", "pebble", "mpire", "cloudpickle", "msgspec", "numpy", "scikit-learn")
+PACKAGES = ("snakepit-pool", "loky", "pebble", "mpire", "cloudpickle", "msgspec", "numpy", "scikit-learn", "ray")
 
 
 def options(description: str | None, full: dict[str, int], quick: dict[str, int]) -> argparse.Namespace:

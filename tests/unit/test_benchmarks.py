@@ -120,6 +120,15 @@ def test_only_judged_ratios_are_recorded(tmp_path: Path) -> None:
     assert "abc1234" == record["commit"]
 
 
+def test_a_record_of_several_runs_has_their_medians(regressions: ModuleType) -> None:
+    """A lucky run is no record: the median of all counts, and the spread is that of all."""
+    runs = [content("maps", row("maps.a", ">=", value)) for value in (9.0, 3.0, 4.0)]
+
+    found = regressions.record(runs)
+
+    assert {"maps.a": {"value": 4.0, "op": ">=", "spread": [1.5, 18.0]}} == found["rows"]
+
+
 def test_a_record_that_is_missing_is_named(regressions: ModuleType, tmp_path: Path) -> None:
     """Without a record the check says how to make one."""
     with pytest.raises(SystemExit, match=r"recorded\.json does not exist; `make bench-record` writes it"):
