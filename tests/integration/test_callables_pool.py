@@ -358,7 +358,8 @@ def test_arrays_go_and_come_back(shared: SnakepitExecutor, size: int) -> None:
 @pytest.mark.timeout(60)
 def test_arrays_of_numpy(shared: SnakepitExecutor) -> None:
     """Arrays arrive with type, shape, order and protection; those of objects, and views with gaps, as ever."""
-    numpy = pytest.importorskip("numpy")
+    import numpy
+
     numbers = numpy.arange(3_000_000, dtype=numpy.float64)
     protected = numbers.copy()
     protected.flags.writeable = False

@@ -24,6 +24,7 @@ from snakepit._pool import poller as _poller
 from snakepit._supervision import spawn as _spawn
 from snakepit._wire import frames as _frames
 from snakepit._wire import messages as _messages
+from snakepit._wire import outgoing as _outgoing
 from snakepit._wire import values as _values
 
 from gates import Gate
@@ -329,7 +330,7 @@ def test_encoding_raises(monkeypatch: pytest.MonkeyPatch, error: Exception) -> N
     with saboteur_pool(1) as ex:
         ex.execute("do", {"value": 0})
         with monkeypatch.context() as patch:
-            patch.setattr(_messages, "_encode_json", fail)
+            patch.setattr(_outgoing, "_encode_json", fail)
             with pytest.raises(type(error)):
                 ex.submit("do", {"value": 1})
 

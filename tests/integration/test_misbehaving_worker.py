@@ -206,7 +206,9 @@ def test_a_busy_worker_is_not_pinged() -> None:
 )
 def test_a_worker_that_cannot_start_breaks_the_pool(level: int, how: str, text: str, tmp_path: Path) -> None:
     """Pending and later requests fail with PoolBroken, caused by the WorkerStartError; nothing runs on."""
-    quick = config(worker_init_timeout_s=0.3, restart_budget=3)
+    # Only who says nothing is waited for in vain; the others may take their time on a busy machine.
+    patience_s = 0.3 if "within 0.3 s" in text else LIMIT_S
+    quick = config(worker_init_timeout_s=patience_s, restart_budget=3)
     log = tmp_path / "starts"
     env = {"SABOTEUR_START": how, "SABOTEUR_LOG": str(log)}
     with (

@@ -137,7 +137,6 @@ def test_a_record_that_is_missing_is_named(regressions: ModuleType, tmp_path: Pa
 
 def test_results_replace_what_stands_in_their_place(tmp_path: Path) -> None:
     """The tables of a script go between its marks; the rest of the page stays."""
-    pytest.importorskip("matplotlib")
     page = tmp_path / "page.md"
     page.write_text("Before.\n<!-- begin: maps -->\nold\n<!-- end: maps -->\nAfter.\n", encoding="utf-8")
     (tmp_path / "maps.json").write_text(json.dumps(content("maps", row("maps.a", "<=", 3.0))), encoding="utf-8")
