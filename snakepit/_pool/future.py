@@ -17,7 +17,7 @@ from concurrent.futures._base import (
 from typing import Any
 
 from .._core.model import Request
-from .direct import collect
+from .direct import resume
 from .interrupts import Deferred
 from .ledger import Ledger
 from .loans import Loan
@@ -38,8 +38,8 @@ class SnakepitFuture(Future[Any]):
         ledger: Of the pool; decides who settles the request.
     """
 
-    # INVARIANT: `_request` is None once the future is settled: the request refers to the future, and
-    # without the cycle both are freed as soon as their holders let go.
+    # INVARIANT: `_request` and `_loan` are None once the future is settled: both refer to the future, and
+    # without the cycle all are freed as soon as their holders let go.
     # LOCK: until `is_watched` the ledger's lock protects the state, from then on the condition does; `is_watched` is
     # set under the ledger's lock, once, with the condition.
     # RACE: 1. a caller looks for the condition to wait for the end, 2. the manager ends the future, which nobody
@@ -131,10 +131,13 @@ class SnakepitFuture(Future[Any]):
         self._invoke_callbacks()
         return True
 
-    def begin_direct(self, loan: Loan, pid: int | None) -> None:
+    def begin_direct(self, pid: int | None) -> None:
         """Note, before anybody else knows the future, that its caller sends the request itself."""
         self._state = RUNNING
         self._pid = pid
+
+    def is_laid_down(self, loan: Loan) -> None:
+        """Note that the caller has sent the request and waits for nothing yet."""
         self._loan = loan
 
     def claim(self) -> bool:
@@ -161,7 +164,7 @@ class SnakepitFuture(Future[Any]):
         self._state = CANCELLED_AND_NOTIFIED
         for waiter in self._waiters:
             waiter.add_cancelled(self)
-        self._request = None
+        self._let_go()
         self._condition.notify_all()
 
     def set_result(self, result: Any) -> None:
@@ -170,7 +173,7 @@ class SnakepitFuture(Future[Any]):
             if not self.is_watched:
                 self.end_unwatched_locked(result, None)
                 return
-        self._request = None
+        self._let_go()
         super().set_result(result)
 
     def set_exception(self, exception: BaseException | None) -> None:
@@ -179,18 +182,21 @@ class SnakepitFuture(Future[Any]):
             if not self.is_watched:
                 self.end_unwatched_locked(None, exception)
                 return
-        self._request = None
+        self._let_go()
         super().set_exception(exception)
 
     def end_unwatched_locked(self, result: Any, exception: BaseException | None) -> None:
         """LOCK: the ledger's is held, and `is_watched` False.  End a future that nobody waits for."""
         if self._state in _ENDED:
             raise InvalidStateError(f"{self._state}: {self!r}")
-        self._request = None
+        self._let_go()
         self._result = result
         self._exception = exception
         # Last: who reads FINISHED without a lock finds the rest written.
         self._state = FINISHED
+
+    def _let_go(self) -> None:
+        self._request = self._loan = None
 
     def fail_after_fork(self, error: BaseException) -> None:
         """THREAD: the only one of a forked child.  End the future; its lock may be held by a thread that is gone."""
@@ -237,8 +243,8 @@ class SnakepitFuture(Future[Any]):
             # Who gives a time may have none to spare for the signals' sake.
             return
         with Deferred() as safe:
-            if safe and loan.lender.pick_up(loan, request):
-                collect(loan, request)
+            if safe:
+                resume(loan, request)
 
     def _refuse_deadlock(self, timeout: float | None) -> None:
         if timeout != 0 and self._ledger.on_own_thread and not self.done():

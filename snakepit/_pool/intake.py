@@ -14,7 +14,7 @@ from .._clock import monotonic_s
 from .._core.model import Request
 from ..errors import QueueFull
 from .calls import CallOptions, Encoder
-from .direct import begin, collect, lay_down
+from .direct import call, send
 from .future import SnakepitFuture
 from .interrupts import Deferred
 from .ledger import Ledger
@@ -63,10 +63,10 @@ class Intake:
             request = self._command(command, args, kwargs, base)
             lazy_bytes = False
         else:
-            call, error = self._call(command, args, kwargs, base, None)
+            request, error = self._call(command, args, kwargs, base, None)
             if error is not None:
                 raise error
-            request, lazy_bytes = call, True
+            lazy_bytes = True
         future = self._execute_direct(request) or self.admit(request, block=self._block, lazy_bytes=lazy_bytes)
         try:
             return future.result()
@@ -129,11 +129,8 @@ class Intake:
         future = SnakepitFuture(self.ledger, request)
         request.future = future
         with Deferred() as safe:
-            loan = begin(self._lender, request) if safe else None
-            if loan is None:
+            if not (safe and call(self._lender, request)):
                 return None
-            future._loan = None
-            collect(loan, request)
         return future
 
     def _submit_direct(self, request: Request) -> SnakepitFuture | None:
@@ -143,10 +140,8 @@ class Intake:
         future = SnakepitFuture(self.ledger, request)
         request.future = future
         with Deferred() as safe:
-            loan = begin(self._lender, request) if safe else None
-            if loan is None:
+            if not (safe and send(self._lender, request)):
                 return None
-            lay_down(loan)
         return future
 
     def _may_be_direct(self, request: Request) -> bool:

@@ -6,6 +6,7 @@ Runs on callers' threads; owns the SIGINT handler for the length of one block.
 from __future__ import annotations
 
 import _signal  # type: ignore[import-not-found]  # not in typeshed; see `_ASKED`
+import os
 import signal
 import threading
 from types import FrameType
@@ -15,7 +16,6 @@ __all__ = ("Deferred",)
 # Asked through `_signal`: the public module turns each handler into an enum member, 0.5 us for each of 64 signals.
 _ASKED = tuple(sorted(int(number) for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}))
 _SILENT = (signal.SIG_DFL, signal.SIG_IGN, None)
-_main = threading.main_thread()
 
 
 def _is_tame(handlers: list[object]) -> bool:
@@ -46,7 +46,7 @@ class Deferred:
 
     def __enter__(self) -> bool:
         self._swapped = False
-        if threading.get_ident() != _main.ident:
+        if threading.get_ident() != threading.main_thread().ident:
             return True
         handlers = list(map(_signal.getsignal, _ASKED))
         if handlers != Deferred._tame:
@@ -71,3 +71,14 @@ class Deferred:
 
 
 _SIGINT_PLACE = _ASKED.index(signal.SIGINT)
+
+
+def _after_fork() -> None:
+    # RACE: 1. the main thread begins a block, 2. another one forks: in the child nobody ends the block, and
+    # Ctrl-C would mean nothing
+    # (tests/integration/test_direct_interrupts.py::test_a_child_of_another_thread_hears_ctrl_c).
+    if getattr(_signal.getsignal(signal.SIGINT), "__func__", None) is Deferred._note:
+        _signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+os.register_at_fork(after_in_child=_after_fork)

@@ -54,8 +54,12 @@ class Ledger:
         self._counts: dict[str, int] = dict.fromkeys((*_COUNTERS.values(), "requests", "running", "pool_saturated"), 0)
         self._workers = (0, 0, 0, 0, 0, 0)
         self.threads: frozenset[int | None] = frozenset()
-        # Workers that run a request of which the manager has not heard; asked with the lock held.
+        # Callers' threads that read a reply, and may run users' code with the pool's worker in their hands.
+        self.readers: set[int | None] = set()
+        # Workers that run a request of which the numbers about workers do not know; called with the lock held, as is
+        # what is told when they do.
         self.direct_calls: Callable[[], int] = int
+        self.told_locked: Callable[[], object] = int
 
     # Callers ----------------------------------------------------------------------------------------
 
@@ -83,7 +87,8 @@ class Ledger:
     @property
     def on_own_thread(self) -> bool:
         """True on a thread of the pool, where waiting for the pool would deadlock."""
-        return threading.get_ident() in self.threads
+        ident = threading.get_ident()
+        return ident in self.threads or ident in self.readers
 
     def pending(self) -> list[Request]:
         """Return the accepted requests that have not ended."""
@@ -308,7 +313,7 @@ class Ledger:
     def sent(self, requests: tuple[Request, ...], workers: tuple[int, int, int, int, int, int]) -> None:
         """Release the bytes of requests that no longer wait, count the oldest as running, and a worker as busy."""
         with self.lock:
-            self._workers = workers
+            self._set_workers_locked(workers)
             for request in requests:
                 self.queued_bytes -= request.size_bytes
                 request.size_bytes = 0
@@ -328,15 +333,17 @@ class Ledger:
             self.settle(request, Outcome.ERROR)
         return pending
 
-    def publish(self, workers: tuple[int, int, int, int, int, int], told: Callable[[], object] | None = None) -> None:
+    def publish(self, workers: tuple[int, int, int, int, int, int], *, anew: bool = True) -> None:
         """Set the numbers about workers: all, available, busy, starting, restarts, recycled.
 
         Args:
             workers: Those.
-            told: Called at the same instant, or None.
+            anew: Also when they are the same as before.
         """
-        if told is not None or workers != self._workers:
+        if anew or workers != self._workers:
             with self.lock:
-                self._workers = workers
-                if told is not None:
-                    told()
+                self._set_workers_locked(workers)
+
+    def _set_workers_locked(self, workers: tuple[int, int, int, int, int, int]) -> None:
+        self._workers = workers
+        self.told_locked()

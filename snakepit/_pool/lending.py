@@ -18,14 +18,10 @@ from .link import Link
 from .links import Links, unreachable
 from .loans import Lender, Returned
 
-__all__ = ("REST_S", "Lending")
+__all__ = ("Lending",)
 
 _MODE = "SNAKEPIT_DIRECT_CALLS"
 """For tests, a variable of the environment: "off" lends nothing, "on" lends whatever the service time."""
-
-REST_S = 1.0
-"""Seconds after which a loan that nobody used is recalled: until then the manager sees of a lent worker its end
-only, not what it writes uncalled-for.  Arbitrary: one wake-up a second while calls go on, none in an idle pool."""
 
 QUICK_S = 0.001
 """Longest recent service time of a worker that is lent.  Half of what a caller waits by itself
@@ -41,6 +37,7 @@ class Lending:
         scheduler: Says who idles.
         handle: Hands the scheduler an event and acts.
         take_arrivals: Handles what a worker has answered.
+        receive: Reads what a worker has written.
         shapes: Results pass the adapter's ``process_response``, which runs on the pool's thread.
     """
 
@@ -51,6 +48,7 @@ class Lending:
         scheduler: Scheduler,
         handle: Callable[[object], None],
         take_arrivals: Callable[[Link, list[Arrival]], None],
+        receive: Callable[[Link], None],
         shapes: bool,
     ) -> None:
         self.lender = lender
@@ -58,6 +56,7 @@ class Lending:
         self._scheduler = scheduler
         self._handle = handle
         self._take_arrivals = take_arrivals
+        self._receive = receive
         mode = os.environ.get(_MODE, "auto")
         self._possible = links.can_pause and not shapes and mode != "off"
         self._quick_s = float("inf") if mode == "on" else QUICK_S
@@ -70,19 +69,27 @@ class Lending:
 
     def recall(self) -> None:
         """Take every loan back, so that the scheduler knows of all that was done without it."""
-        for loan in self.lender.recall():
-            link, request = loan.link, loan.request
+        loans = self.lender.recall()
+        for loan in loans:
+            if loan.request is not None:
+                loan.link.away = None if loan.holder is None else loan
+                self._handle(m.Adopted(loan.link.worker_id, loan.request))
+        for loan in loans:
             if loan.served:
-                self._answered[link] = None
-                self._handle(m.Served(link.worker_id, loan.served))
-            if request is not None:
-                link.away = loan.in_hands
-                self._handle(m.Adopted(link.worker_id, request))
+                self._answered[loan.link] = None
+                self._handle(m.Served(loan.link.worker_id, loan.served))
+        for loan in loans:
+            if loan.request is None:
+                # Before anybody's request is sent to it: it may have written what nobody asked for, or have ended.
+                self._receive(loan.link)
 
     def returned(self, event: Returned) -> None:
         """Go on with a loan that was in a caller's hands."""
         link = event.loan.link
-        link.away = False
+        if link.away is not event.loan:
+            # Given back twice, by a caller who was interrupted the first time.
+            return
+        link.away = None
         self._links.pause(link, False)
         if event.torn is not None:
             what = f"a reply of worker {link.worker_id} was lost in its caller's thread: {event.torn!r}"
@@ -110,9 +117,11 @@ class Lending:
         worker: Worker | None = self._scheduler.worker(link.worker_id)
         if worker is None or link not in self._links or not self._scheduler.lifecycle.may_lend(worker):
             return False
+        if link.channel.wants_write:
+            return False
         return worker.service_s is not None and worker.service_s <= self._quick_s
 
     def close(self) -> None:
         """Let go of every loan: the pool has ended, and what is in a caller's hands is closed by the caller."""
         for loan in self.lender.recall():
-            loan.link.away = loan.in_hands
+            loan.link.away = None if loan.holder is None else loan

@@ -10,7 +10,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .._core.model import Request
 from .._text import escape_text, show
@@ -37,6 +37,9 @@ from ..errors import (
 from .arrivals import Arrival, Garbled, Refused, Reply, Shaken, SteppedOver
 from .channel import READ_BYTES, Channel
 from .remote_errors import command_error
+
+if TYPE_CHECKING:
+    from .loans import Loan
 
 __all__ = ("CallContent", "Link")
 
@@ -122,14 +125,15 @@ class Link:
         self.watched_fd: int | None = None
         # INVARIANT: while a caller's thread holds this link, the manager neither reads, writes nor closes: what it
         # would do waits in `deferred` until the caller has given it back (`_pool/loans`).
-        self.away = False
+        self.away: Loan | None = None
         self.deferred: list[Callable[[], object]] = []
 
     def put_off(self, act: Callable[[Any], object], what: Any) -> bool:
         """Do something once the link is back, and return True; False: it is not away."""
-        if self.away:
-            self.deferred.append(partial(act, what))
-        return self.away
+        if self.away is None:
+            return False
+        self.deferred.append(partial(act, what))
+        return True
 
     # Out --------------------------------------------------------------------------------------------
 

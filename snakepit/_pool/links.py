@@ -66,7 +66,7 @@ class Links:
             if link.watched_fd is not None:
                 self._poller.unwatch(link.watched_fd)
                 link.watched_fd = None
-            if not link.away:
+            if link.away is None:
                 link.channel.close()
 
     def poll(self, timeout_s: float | None) -> list[tuple[Link | None, bool]]:

@@ -17,17 +17,23 @@ Shared by the manager's thread and callers'; owns what is lent.
 from __future__ import annotations
 
 import select
+import threading
 from collections.abc import Callable, Iterable
 
 import attrs
 
+from .. import telemetry
 from .._core.model import Outcome, Request, RequestState
 from .._inbox import Inbox
 from .arrivals import Arrival, Reply
 from .ledger import Ledger
 from .link import Link
 
-__all__ = ("Lender", "Loan", "Returned")
+__all__ = ("REST_S", "Lender", "Loan", "Returned")
+
+REST_S = 1.0
+"""Seconds after which a loan that nobody used is recalled: until then the manager sees of a lent worker its end
+only, not what it writes uncalled-for.  Arbitrary: one wake-up a second while calls go on, none in an idle pool."""
 
 
 class Loan:
@@ -37,22 +43,32 @@ class Loan:
         lender: Whose.
         link: Used by whoever has the loan in hands, and by nobody else.
         request: Sent, or about to be, and not answered; None while it rests.
-        in_hands: A caller's thread writes or reads.
+        holder: The caller's thread that writes or reads, or None.
         recalled: The manager has it back, or will when it leaves the caller's hands.
         served: Calls that were answered since it was lent.
     """
 
-    __slots__ = ("_poll", "in_hands", "lender", "link", "recalled", "request", "served")
+    __slots__ = ("_poll", "holder", "lender", "link", "recalled", "request", "served")
 
     def __init__(self, lender: Lender, link: Link) -> None:
         self.lender = lender
         self.link = link
         self.request: Request | None = None
-        self.in_hands = False
+        self.holder: int | None = None
         self.recalled = False
         self.served = 0
         self._poll = select.poll()
         self._poll.register(link.channel.reply_fd, select.POLLIN)
+
+    def is_held(self, request: Request) -> bool:
+        """Say whether this thread has the loan in hands, for this request."""
+        return self.request is request and self.holder == threading.get_ident()
+
+    @property
+    def can_wait(self) -> bool:
+        """False when the request has not been written to its end, or cannot be."""
+        channel = self.link.channel
+        return channel.request_fd is not None and not channel.wants_write
 
     def has_arrivals(self, limit_ms: float) -> bool:
         """Wait at most so long for something to read, or for the end of the stream."""
@@ -79,6 +95,9 @@ class Lender:
         ledger: Its lock protects them.
         inbox: Where loans come back.
         pause: Called with a link, and whether the manager is to leave its replies unread; from any thread.
+
+    Attributes:
+        readers: Threads that read a reply: users' code that runs there must not wait for the pool.
     """
 
     # LOCK: the ledger's protects `_lent`, `_told` and the attributes of loans.
@@ -87,12 +106,13 @@ class Lender:
     # INVARIANT: `_untold` holds the loans that were recalled since the pool's numbers were published last.
     def __init__(self, ledger: Ledger, inbox: Inbox, pause: Callable[[Link, bool], None]) -> None:
         self._ledger = ledger
+        self.readers = ledger.readers
         self._inbox = inbox
         self._pause = pause
         self._lent: list[Loan] = []
         self._resting: list[Loan] = []
         self._untold: list[Loan] = []
-        ledger.direct_calls = self._calling
+        ledger.direct_calls, ledger.told_locked = self._calling, self._told_locked
 
     def _calling(self) -> int:
         return sum(loan.request is not None for loan in (*self._lent, *self._untold))
@@ -110,7 +130,7 @@ class Lender:
             loan = self._resting.pop()
         except IndexError:
             return None
-        # What nobody asked for is the manager's to judge, which looks at it when the request is posted.
+        # What nobody asked for is the manager's to judge, which reads it before it handles the request that is posted.
         return None if loan.has_arrivals(0) else loan
 
     def admit(self, loan: Loan, request: Request) -> bool:
@@ -126,7 +146,12 @@ class Lender:
     def _occupy(loan: Loan, request: Request) -> bool:
         if loan.recalled:
             return False
-        loan.request, loan.in_hands = request, True
+        # RACE: 1. the request is admitted, 2. the pool is shut down (another thread): what is pending is cancelled, and
+        # the loan recalled.  Both find it sent (tests/unit/test_loans.py::test_what_is_admitted_runs_already).
+        request.state = RequestState.SENT
+        request.sent_at = request.started_at = request.accepted_at
+        request.future.begin_direct(loan.link.pid)
+        loan.request, loan.holder = request, threading.get_ident()
         return True
 
     def lay_down(self, loan: Loan) -> bool:
@@ -135,15 +160,15 @@ class Lender:
         with self._ledger.lock:
             if loan.recalled:
                 return False
-            loan.in_hands = False
+            loan.holder = None
         return True
 
     def pick_up(self, loan: Loan, request: Request) -> bool:
         """Take what was laid down into one's hands again; False when the answer is somebody else's to read."""
         with self._ledger.lock:
-            if loan.request is not request or loan.in_hands or loan.recalled:
+            if loan.request is not request or loan.holder is not None or loan.recalled:
                 return False
-            loan.in_hands = True
+            loan.holder = threading.get_ident()
         self._pause(loan.link, True)
         return True
 
@@ -154,16 +179,18 @@ class Lender:
         future = request.future
         with self._ledger.lock:
             # Who ends a future that others watch may run their code: only the pool's own thread does.
-            if loan.recalled or future.is_watched:
+            if loan.recalled or future.is_watched or telemetry.enabled("snakepit.worker.request"):
                 reply.value, reply.error, reply.pickled = value, error, None
                 return False
-            loan.request, loan.in_hands = None, False
-            loan.served += 1
-            self._resting.append(loan)
+            # The loan last: until then whoever is interrupted still has it in hands.
             request.state = RequestState.DONE
             request.content = None
-            if self._ledger.settle_locked(request, Outcome.COMPLETED if error is None else Outcome.ERROR):
+            if not request.settled:
                 future.end_unwatched_locked(value, error)
+                self._ledger.settle_locked(request, Outcome.COMPLETED if error is None else Outcome.ERROR)
+            loan.served += 1
+            loan.request, loan.holder = None, None
+            self._resting.append(loan)
         return True
 
     def give_back(self, returned: Returned) -> None:
@@ -171,6 +198,12 @@ class Lender:
         if not self._inbox.post(returned):
             # The pool has ended, and left the descriptors open for this thread.
             returned.loan.link.channel.close()
+
+    def rescue(self, loan: Loan, request: Request, error: BaseException) -> None:
+        """Leave to the manager what this thread has in hands: it was interrupted by an error."""
+        if loan.is_held(request):
+            # Given back already, perhaps: the manager takes it once.
+            self.give_back(Returned(loan, [], error))
 
     # The manager ------------------------------------------------------------------------------------
 
@@ -196,12 +229,12 @@ class Lender:
             for loan in loans:
                 loan.recalled = True
         for loan in loans:
-            if not loan.in_hands:
+            if loan.holder is None:
                 self._pause(loan.link, False)
         return loans
 
-    def told_locked(self) -> None:
-        """LOCK: held.  Note that the pool's numbers know of all that was recalled."""
+    def _told_locked(self) -> None:
+        # The scheduler's numbers know of all that was recalled.
         self._untold = []
 
     @property

@@ -36,10 +36,10 @@ from .collapse import collapse
 from .exits import refused_start, warn_of_exit, warn_of_garbage
 from .launch import Launcher
 from .ledger import Ledger
-from .lending import REST_S, Lending
+from .lending import Lending
 from .link import Link
 from .links import Links, unreachable
-from .loans import Lender, Returned
+from .loans import REST_S, Lender, Returned
 from .performer import Performer
 from .queries import Query, refuse_late
 from .quiet import QuietLogger, quietly
@@ -100,7 +100,7 @@ class Manager:
         self.lender = Lender(ledger, inbox, self._links.pause)
         shapes = type(adapter).process_response is not Adapter.process_response
         self._lending = Lending(
-            self.lender, self._links, scheduler, self._handle, self._take_arrivals, shapes
+            self.lender, self._links, scheduler, self._handle, self._take_arrivals, self._receive, shapes
         )
         self._watchdog = watchdog_factory(
             name, inbox.post, kill_grace_s=config.kill_grace_s, stderr_tail_bytes=config.stderr_tail_bytes
@@ -208,12 +208,15 @@ class Manager:
             deadline = self._deadline
             timeout_s = None if deadline is None else max(0.0, deadline - monotonic_s())
         ready = self._links.poll(timeout_s)
+        # RACE: 1. a request is posted, 2. the manager takes up what was posted, 3. a caller finds nothing posted, and
+        # sends its own.  Nobody has a loan by then, so that it cannot overtake
+        # (tests/integration/test_direct.py::test_nobody_overtakes_what_the_manager_has_taken_up).
+        if self.lender:
+            self._lending.recall()
         # RACE: 1. requests are accepted, 2. a worker replies.  What was posted comes first, so the worker's
         # next request is chosen among all of them
         # (tests/integration/test_races.py::test_what_was_accepted_comes_before_a_reply).
         posted = self._posted = self._inbox.drain()
-        if self.lender:
-            self._lending.recall()
         while posted:
             item = posted.popleft()
             self._current = (item,)
@@ -230,7 +233,7 @@ class Manager:
             if link is None:
                 if not self._edges:
                     self._inbox.clear_wake()
-            elif link not in self._links:
+            elif link not in self._links or link.away is not None:
                 continue
             elif writable:
                 link.channel.flush()
@@ -248,10 +251,11 @@ class Manager:
             self._handle(m.DeadlinePassed())
             deadline = self._scheduler.next_deadline()
         self._deadline = deadline
+        # Before anything is lent: a direct call counts on numbers that hold its worker for idle.
+        self._publish()
         if self._lending.lend():
             rest = monotonic_s() + REST_S
             self._deadline = rest if deadline is None else min(deadline, rest)
-        self._publish()
         self._settler.settle()
 
     def _handle(self, event: object, replies: Iterable[Reply] = ()) -> None:
@@ -275,8 +279,7 @@ class Manager:
             self._act(self._scheduler.handle(self._answers.popleft(), monotonic_s()))
 
     def _publish(self) -> None:
-        told = self.lender.told_locked if self.lender.has_untold else None
-        self._ledger.publish(self._performer.numbers(), told)
+        self._ledger.publish(self._performer.numbers(), anew=self.lender.has_untold)
 
     # Workers ----------------------------------------------------------------------------------------
 
@@ -333,7 +336,7 @@ class Manager:
         raise InternalError(f"the watchdog failed: {event.error!r}") from event.error
 
     def _receive(self, link: Link) -> None:
-        if link.away:
+        if link.away is not None:
             return
         arrivals = link.receive()
         if arrivals:

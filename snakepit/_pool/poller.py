@@ -5,6 +5,7 @@ Runs on the manager's thread; owns the epoll instance (elsewhere: a standard sel
 
 from __future__ import annotations
 
+import contextlib
 import math
 import select
 import selectors
@@ -71,8 +72,11 @@ class _Epoll(Generic[T]):
         return True
 
     def pause(self, fd: int, paused: bool) -> None:
+        # The end of a stream cannot be left out, but told once, not again and again until somebody reads it.
         if fd in self._owners:
-            self._epoll.modify(fd, 0 if paused else select.EPOLLIN)
+            # Unwatched, or all closed, between the question and the answer.
+            with contextlib.suppress(OSError, ValueError):
+                self._epoll.modify(fd, select.EPOLLET if paused else select.EPOLLIN)
 
     def unwatch(self, fd: int) -> None:
         if self._owners.pop(fd, None) is not None:

@@ -185,3 +185,37 @@ def test_the_pools_own_requests_are_not_counted() -> None:
         stats = ex.stats()
 
         assert (1, 1, 0, 0) == (stats.requests, stats.completed, stats.queued, stats.running)
+
+
+@pytest.mark.parametrize("mode", ["on", "off"])
+def test_a_worker_that_runs_is_busy(mode: str, gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who knows that a request has begun finds its worker busy, though the manager is in the middle of its turn."""
+    monkeypatch.setenv("SNAKEPIT_DIRECT_CALLS", mode)
+    with handler_pool(2) as ex:
+        ex.wait_ready(workers=2)
+        publish, seen = ex._ledger.publish, threading.Event()
+
+        def late(*numbers: Any, **options: Any) -> None:
+            assert seen.wait(LIMIT_S)
+            publish(*numbers, **options)
+
+        # The end of the turn in which the request is sent comes after the reading.
+        ex._manager._ledger = PausedEnd(ex._ledger, late)  # type: ignore[assignment]  # what is used of it
+        held = ex.submit("hold", {"gate": gate.path})
+        gate.wait_started()
+        stats = ex.stats()
+        seen.set()
+        gate.open()
+        held.result(LIMIT_S)
+
+    assert (1, 1, 1, 0) == (stats.busy, stats.available, stats.running, stats.queued)
+
+
+class PausedEnd:
+    """A ledger whose numbers about workers are published in another way at the end of a turn."""
+
+    def __init__(self, ledger: Any, publish: Any) -> None:
+        self._ledger, self.publish = ledger, publish
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._ledger, name)
