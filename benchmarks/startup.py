@@ -1,6 +1,6 @@
 """How long until 16 workers are ready, and until ``import snakepit`` is done?
 
-python benchmarks/startup.py [--quick] [--json FILE] [--rounds 5] [--waiting 2] [--workers 16]
+python benchmarks/startup.py [--quick] [--json FILE] [--rounds 4] [--waiting 2] [--workers 16]
 
 A pool is ready when as many calls as it has workers run at once (they meet at a socket of this process), or, where
 the start itself is the question, when ``wait_ready`` says so: every worker has answered its handshake.  ``--waiting``
@@ -80,7 +80,7 @@ def one_interpreter(statement: str) -> float:
 
 def main() -> None:
     """Measure and report."""
-    given = options(__doc__, {"rounds": 5, "waiting": 2, "workers": 16}, {"rounds": 3, "waiting": 1})
+    given = options(__doc__, {"rounds": 4, "waiting": 2, "workers": 16}, {"rounds": 3, "waiting": 1})
     workers = given.workers
     on_demand = PoolConfig(min_workers=0)
     python = lambda: PythonAdapter(peers.HERE / "bench_handlers.py")  # noqa: E731  # three of a kind
