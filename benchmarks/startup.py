@@ -109,6 +109,9 @@ def main() -> None:
             "import snakepit": lambda: interpreters(
                 1, "-c", f"import sys; sys.path.insert(0, {ROOT!r}); import snakepit"
             ),
+            "import snakepit, SnakepitExecutor looked up": lambda: one_interpreter(
+                f"import sys; sys.path.insert(0, {ROOT!r}); from snakepit import SnakepitExecutor"
+            ),
             "one interpreter": lambda: one_interpreter("import sys"),
         }
         figures = loads.rounds(contenders, given.rounds)
@@ -147,10 +150,14 @@ def main() -> None:
         all_s=median(slow["all"]),
         one_s=median(slow["one"]),
     )
-    imports = [
-        (whole - bare) * 1e3 for whole, bare in zip(figures["import snakepit"], figures["one interpreter"], strict=True)
-    ]
-    report.row("import", "`import snakepit`, without the interpreter's own start", imports, "<=", 60, unit="ms")
+    bare = figures["one interpreter"]
+    for name, contender, goal in (
+        ("import", "import snakepit", {"op": "<=", "goal": 60}),
+        # Names of the package may be loaded when they are first used.
+        ("import_executor", "import snakepit, SnakepitExecutor looked up", {}),
+    ):
+        milliseconds = [(whole - own) * 1e3 for whole, own in zip(figures[contender], bare, strict=True)]
+        report.row(name, f"{contender}, without the interpreter's own start", milliseconds, unit="ms", **goal)
     report.table(
         f"{workers} workers ready",
         ("contender", "median ms", "slowest ms"),
