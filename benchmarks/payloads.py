@@ -1,6 +1,6 @@
 """How fast do large values travel there and back: text, bytes, and numpy arrays?
 
-python benchmarks/payloads.py [--quick] [--json FILE] [--rounds 5] [--largest 256]
+python benchmarks/payloads.py [--quick] [--json FILE] [--rounds 4] [--largest 256]
 
 ``--largest`` is in MiB.  Each figure is an echo: the value goes to one worker and comes
 back, and its size counts once.
@@ -109,7 +109,7 @@ class Table:
 
 def main() -> None:
     """Measure and report."""
-    given = options(__doc__, {"rounds": 5, "largest": 256}, {"rounds": 3, "largest": 32})
+    given = options(__doc__, {"rounds": 4, "largest": 256}, {"rounds": 3, "largest": 32})
     largest = given.largest * MIB
     sample = f"{given.rounds} interleaved rounds, one worker each, values up to {given.largest} MiB"
     report = Report("payloads", sample, given)

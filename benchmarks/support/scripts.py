@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
+import signal
 import subprocess
 import sys
 import time
@@ -50,10 +52,17 @@ def run(names: Iterable[str], folder: Path, quick: bool) -> list[str]:
         command = [sys.executable, str(BENCHMARKS / f"{name}.py"), "--json", str(file), *(["--quick"] if quick else [])]
         print(f"== {name}", flush=True)
         began, spent_s = time.monotonic(), processor_time_s()
+        # A group of its own, so that a script that hangs leaves no pool behind.
+        script = subprocess.Popen(command, cwd=ROOT, start_new_session=True)
+        succeeded = False
         try:
-            succeeded = subprocess.run(command, cwd=ROOT, timeout=LIMIT_S, check=False).returncode == 0
+            succeeded = script.wait(LIMIT_S) == 0
         except subprocess.TimeoutExpired:
-            succeeded = False
+            print(f"{name} has taken {LIMIT_S:.0f} s and is ended")
+        finally:
+            if script.poll() is None:
+                os.killpg(script.pid, signal.SIGKILL)
+                script.wait()
         took = f"{time.monotonic() - began:.0f} s, {processor_time_s() - spent_s:.0f} s of processor time"
         print(f"== {name}: {'' if succeeded else 'FAILED after '}{took}\n", flush=True)
         if not succeeded:
