@@ -139,6 +139,8 @@ class Bench:
         self._told: set[Session | None] = set()
         self._last_sent: dict[Session, int] = {}
         self._answered: dict[Request, BaseException | None] = {}
+        self.lent: dict[Process, Request] = {}
+        self.served_direct: Counter[Process] = Counter()
 
     # Events -----------------------------------------------------------------------------------------
 
@@ -182,6 +184,58 @@ class Bench:
         request = self.accept(command, **options)
         self.handle(m.Submitted(request))
         return request
+
+    # Callers that have a lent worker: until the recall the scheduler knows nothing of what they do.
+
+    def send_direct(self, process: Process, command: str = "direct", **options: Any) -> Request:
+        """Accept a request and send it to an idle worker, as its caller does."""
+        assert self.scheduler.lifecycle.may_lend(process.worker)
+        assert self.lent.get(process) is None, "one call at a time"
+        request = self.accept(command, **options)
+        request.future.state = "running"
+        request.state = m.RequestState.SENT
+        request.sent_at = request.started_at = self.now
+        process.frames.append((request, False))
+        self.lent[process] = request
+        return request
+
+    def serve_direct(self, process: Process, error: BaseException | None = None) -> Request:
+        """Send a request to an idle worker and read the answer, as its caller does."""
+        request = self.lent.get(process) or self.send_direct(process)
+        if process.running is None:
+            self.begin(process)
+        process.finish(error)
+        self.read_direct(process)
+        return request
+
+    def read_direct(self, process: Process) -> None:
+        """The caller reads what its worker has answered, and the call ends there."""
+        request, error = process.written.popleft()
+        assert request is self.lent.pop(process), "another's answer"
+        request.state = m.RequestState.DONE
+        self.served_direct[process] += 1
+        self.end_direct(request, error)
+
+    def end_direct(self, request: Request, error: BaseException | None) -> None:
+        """Settle a request as its caller does."""
+        self.ends[request] += 1
+        request.future.end, request.future.error, request.future.state = m.Resolve(request), error, "done"
+
+    def adopt(self, process: Process, request: Request) -> None:
+        """Recall a lent worker whose caller has had no answer."""
+        assert self.lent.pop(process) is request
+        self.handle(m.Adopted(process.worker_id, request))
+
+    def serve(self, process: Process) -> None:
+        """Tell of what a lent worker has answered."""
+        self.handle(m.Served(process.worker_id, self.served_direct.pop(process)))
+
+    def recall(self) -> None:
+        """Recall every lent worker, as the manager does before it hands over anything."""
+        for process, request in list(self.lent.items()):
+            self.adopt(process, request)
+        for process in list(self.served_direct):
+            self.serve(process)
 
     def cancel(self, request: Request, *, running: bool = False) -> bool:
         """Cancel as a caller does, and hand the news over."""

@@ -710,3 +710,132 @@ def test_names_in_messages() -> None:
     assert "<Request 1 render sent>" == repr(request)
     assert "<Worker pool-0-1 busy>" == repr(bench[0].worker)
     assert m.Request(None, "own").claim()
+
+
+# Calls on their callers' own threads ------------------------------------------------------------------
+
+
+def adopted(bench: Bench, command: str = "direct", index: int = 0, **options: Any) -> Request:
+    """Let a caller send a request to the idle worker of a slot, and the scheduler hear of it half a second later."""
+    request = bench.send_direct(bench[index], command, **options)
+    bench.advance(0.5)
+    bench.adopt(bench[index], request)
+    return request
+
+
+def test_an_adopted_request_is_the_workers() -> None:
+    """It runs since it was sent, nothing follows it before its answer, and then the worker goes on as ever."""
+    bench = fast()
+    before = bench.now
+    request = adopted(bench)
+    others = [bench.submit(f"r{number}", chunk="map") for number in range(10)]
+
+    assert (before, m.RequestState.SENT) == (request.started_at, request.state)
+    assert ["busy"] == bench.states()
+    assert ["direct"] == bench.sent()
+    bench.reply()
+
+    assert "ok" == outcome(request)
+    assert "r0" == bench.sent()[0]
+    bench.run()
+    assert ["ok"] * 10 == [outcome(other) for other in others]
+
+
+def test_an_adopted_request_times_out_since_it_was_sent() -> None:
+    """The time before the scheduler has heard of it counts."""
+    bench = Bench().up()
+    bench.advance(1.0)
+    request = adopted(bench, timeout_s=1.0)
+
+    bench.advance(0.4)
+    assert outcome(request) is None
+    bench.advance(0.2)
+
+    assert Outcome.COMMAND_TIMEOUT is outcome(request)
+    assert "ran for 1.000 s" in str(request.future.error)
+    assert ["condemned"] == bench.states()
+
+
+def test_cancel_of_an_adopted_request_ends_its_worker() -> None:
+    """As of any other that runs."""
+    bench = Bench().up()
+    request = adopted(bench)
+    assert bench.cancel(request, running=True)
+    assert ["condemned"] == bench.states()
+    bench.exit_condemned()
+    bench.ready_all()
+    assert ["idle"] == bench.states()
+
+
+def test_the_worker_of_an_adopted_request_dies() -> None:
+    """The request fails, is not run again, and costs no restart budget."""
+    bench = Bench(restart_budget=1).up()
+    request = adopted(bench)
+    bench.exit(bench[0], signal=9)
+
+    assert isinstance(request.future.error, WorkerDied)
+    bench.ready_all()
+    assert ["idle"] == bench.states()
+
+
+def test_nothing_is_taken_back_from_a_worker_whose_caller_reads() -> None:
+    """An idle worker takes nothing from it, and its replacement waits for the answer."""
+    bench = Bench(2, can_claim=True).up()
+    request = adopted(bench, index=0)
+    bench.handle(m.RestartRequested(bench[0].worker_id))
+
+    assert [] == bench.actions(m.TakeBack)
+    assert "busy" == bench.states()[0]
+    bench.reply(0)
+    assert "ok" == outcome(request)
+    assert "condemned" in bench.states()
+
+
+def test_what_was_served_without_the_scheduler_counts() -> None:
+    """A worker that answered its callers has proven itself, was used, and has idled since then only."""
+    bench = Bench(2, 1, worker_idle_timeout_s=2.0, restart_budget=2).up()
+    bench.handle(m.WorkersWanted(2, "waiter"))
+    bench.ready_all()
+    bench.advance(1.5)
+    bench.serve_direct(bench[1])
+    bench.serve_direct(bench[1])
+    bench.serve(bench[1])
+    worker = bench[1].worker
+
+    assert (2, True, True) == (worker.requests, worker.used, worker.proven)
+    bench.advance(1.0)
+    assert ["condemned", "idle"] == bench.states()
+
+
+@pytest.mark.parametrize("reason", ["queue", "busy", "retiring", "draining", "most", "broken pipe"])
+def test_who_may_not_be_lent(reason: str) -> None:
+    """Only an idle worker in service, of an open pool in which nobody waits."""
+    bench = Bench(max_requests_per_worker=5 if reason == "most" else None).up()
+    worker = bench[0].worker
+    lifecycle = bench.scheduler.lifecycle
+    assert lifecycle.may_lend(worker) == (reason != "most")
+    if reason in ("queue", "busy"):
+        bench.submit()
+        if reason == "queue":
+            bench.submit()
+    elif reason == "retiring":
+        bench.submit(session="s")
+        bench.run()
+        assert lifecycle.may_lend(worker)
+        bench.handle(m.RestartRequested(worker.worker_id))
+    elif reason == "draining":
+        bench.submit()
+        bench.handle(m.ShutdownRequested())
+    elif reason == "broken pipe":
+        bench.handle(m.PipeClosed(worker.worker_id))
+
+    assert not lifecycle.may_lend(worker)
+
+
+def test_late_reports_of_direct_calls_are_ignored() -> None:
+    """A worker that is gone has neither served nor been sent anything."""
+    bench = Bench().up()
+    process = bench[0]
+    bench.exit(process, code=0)
+    bench.ready_all()
+    assert [] == bench.handle(m.Served(process.worker_id, 3))

@@ -133,6 +133,41 @@ class Machine(RuleBasedStateMachine):
             else:
                 self.bench.handle(event)
 
+    @rule(
+        pick=PICK,
+        count=st.integers(0, 3),
+        good=st.sampled_from([True, True, False]),
+        left=st.booleans(),
+        timeout_s=st.sampled_from([None, 1.0]),
+    )
+    def call_directly(self, pick: int, count: int, good: bool, left: bool, timeout_s: float | None) -> None:
+        """A caller has some requests answered by a lent worker, and perhaps sends another one."""
+        bench = self.bench
+        if self.shut or self.inbox or bench.refused is not None:
+            return
+        may_lend = bench.scheduler.lifecycle.may_lend
+        free = [p for p in self._serving() if p not in bench.lent and may_lend(p.worker)]
+        process = self._pick(free, pick)
+        if process is None:
+            return
+        for _ in range(count):
+            bench.serve_direct(process, None if good else ValueError("bad"))
+        if left:
+            bench.send_direct(process, timeout_s=timeout_s)
+
+    @rule(pick=PICK, good=st.sampled_from([True, True, False]))
+    def answer_directly(self, pick: int, good: bool) -> None:
+        """A lent worker answers, and its caller reads that before the recall."""
+        bench = self.bench
+        # Whose caller has cancelled is the manager's.
+        process = self._pick([p for p, request in bench.lent.items() if request.future.end is None], pick)
+        if process is None:
+            return
+        if process.written:
+            bench.read_direct(process)
+        else:
+            bench.serve_direct(process, None if good else ValueError("bad"))
+
     @rule(session=st.sampled_from("abc"))
     def end_session(self, session: str) -> None:
         self.inbox.append(m.SessionEnded(session))
@@ -415,6 +450,7 @@ class Machine(RuleBasedStateMachine):
                 self._nothing_follows(m.Replied(process.worker_id), process)
 
     def _nothing_follows(self, event: object, process: Process | None = None) -> None:
+        self.bench.recall()
         before = self.bench.states(), None if process is None else process.worker.can_claim
         assert [] == self.bench.handle(event), f"{event!r} has consequences"
         assert before == (self.bench.states(), None if process is None else process.worker.can_claim)

@@ -67,6 +67,7 @@ class Witness(Bench):
         self.holds: dict[tuple[str, str], Session] = {}
         self._taken: deque[m.TakenBack] = deque()
         self.end_at = math.inf
+        self._recalls = False
 
     # Callers ----------------------------------------------------------------------------------------
 
@@ -87,12 +88,41 @@ class Witness(Bench):
             self.never.add(request)
         return True
 
+    def send_direct(self, process: Process, command: str = "direct", **options: Any) -> Request:
+        request = super().send_direct(process, command, **options)
+        self.ledger.begin(request)
+        return request
+
+    def end_direct(self, request: Request, error: BaseException | None) -> None:
+        super().end_direct(request, error)
+        self.unheard.discard(request)
+        outcome = Outcome.COMPLETED if error is None else Outcome.ERROR
+        assert self.ledger.settle(request, outcome), f"{request!r} had ended"
+
+    def recall(self) -> None:
+        """Nothing is handled, read or waited for while a worker is lent."""
+        if not self._recalls:
+            self._recalls = True
+            try:
+                super().recall()
+            finally:
+                self._recalls = False
+
+    def read(self, process: Process, most: int = 1) -> bool:
+        self.recall()
+        return super().read(process, most)
+
     # One event --------------------------------------------------------------------------------------
 
     def handle(self, event: object) -> list[m.Action]:
+        self.recall()
         board, rules = self.board, self.scheduler.rules
         if isinstance(event, m.Submitted):
             self.unheard.difference_update(event.requests)
+        elif isinstance(event, m.Adopted):
+            self.unheard.discard(event.request)
+            self.served.add(event.worker_id)
+            self.in_pipe.add(event.request)
         elif isinstance(event, m.ShutdownRequested) and event.end_at is not None:
             self.end_at = min(self.end_at, event.end_at)
         self._keep_books(event)
@@ -129,7 +159,9 @@ class Witness(Bench):
                 self.failures = 0
                 self.slot_failures.clear()
                 self.not_before.clear()
-        elif isinstance(event, m.Replied) and worker.sent and worker.worker_id not in self.answered:
+        elif (
+            isinstance(event, m.Served) or (isinstance(event, m.Replied) and worker.sent)
+        ) and worker.worker_id not in self.answered:
             self.answered.add(worker.worker_id)
             self.failures = self.slot_failures[worker.slot] = 0
         elif (
@@ -239,6 +271,7 @@ class Witness(Bench):
     # Time -------------------------------------------------------------------------------------------
 
     def advance(self, seconds: float) -> None:
+        self.recall()
         super().advance(seconds)
         self.judge_deadlines()
 
@@ -407,12 +440,14 @@ class Witness(Bench):
                 assert process.tokens <= len(oldest), "work is left to a worker that is being ended"
         alive = [r for r in self.requests if r.future.end is None]
         running = {r for w in self.board.workers.by_id.values() for r in list(w.sent)[:1] if r in alive}
+        lent = {r for r in self.lent.values() if r in alive}
         ahead = {r for w in self.board.workers.by_id.values() for r in list(w.sent)[1:] if r in alive}
         waiting = {r for r in self.scheduler.dispatcher.waiting() if r.future is not None and r in alive}
         assert set(alive) == running | ahead | waiting | (self.unheard & set(alive)), "a request has no home"
         # What a worker had begun when it was condemned may still count as queued.
         sure = sum(r.weight for r in running if r.worker.state is not WorkerState.CONDEMNED)
-        assert sure <= stats.running <= sum(r.weight for r in running), "running"
+        direct = sum(r.weight for r in lent)
+        assert sure + direct <= stats.running <= sum(r.weight for r in running) + direct, "running"
         kinds = Counter(dict.fromkeys(("ok", "cancelled", "queue_timeout", "timeout"), 0))
         for request in self.requests:
             end = request.future.end
