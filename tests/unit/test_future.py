@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import importlib
-import logging
 import sys
 import threading
 import tracemalloc
-import unittest
 import weakref
 from collections.abc import Callable, Iterator
 from concurrent import futures
@@ -416,59 +413,3 @@ def test_a_settled_future_holds_nothing(ledger: Ledger, how: str, watched: bool)
         assert gone() is None
     finally:
         gc.enable()
-
-
-# The standard library's own tests ---------------------------------------------------------------------
-
-
-def _standard_tests() -> type[unittest.TestCase] | None:
-    """Return the interpreter's own tests of futures, or None where it is installed without its tests."""
-    for name in ("test.test_concurrent_futures", "test.test_concurrent_futures.test_future"):
-        try:
-            module = importlib.import_module(name)
-        except ImportError:
-            continue
-        if hasattr(module, "FutureTests"):
-            found: type[unittest.TestCase] = module.FutureTests
-            return found
-    return None
-
-
-def test_the_standard_librarys_own(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever the interpreter's tests ask of a future, ours does."""
-    tests = _standard_tests()
-    if tests is None:
-        message = f"{sys.executable} is installed without its own tests (test.test_concurrent_futures): NOT RUN"
-        pytest.skip(message)
-    module = sys.modules[tests.__module__]
-
-    # Its name is part of what they look for.
-    named_alike = type("Future", (SnakepitFuture,), {})
-
-    def make(state: str = "PENDING", exception: Any = None, result: Any = None) -> SnakepitFuture:
-        future: SnakepitFuture = named_alike(ledger)
-        future._state, future._exception, future._result = state, exception, result
-        return future
-
-    monkeypatch.setattr(module, "Future", lambda: named_alike(ledger), raising=False)
-    monkeypatch.setattr(module, "create_future", make)
-    for name, state, exception, result in (
-        ("PENDING_FUTURE", "PENDING", None, None),
-        ("RUNNING_FUTURE", "RUNNING", None, None),
-        ("CANCELLED_FUTURE", "CANCELLED", None, None),
-        ("CANCELLED_AND_NOTIFIED_FUTURE", "CANCELLED_AND_NOTIFIED", None, None),
-        ("EXCEPTION_FUTURE", "FINISHED", OSError(), None),
-        ("SUCCESSFUL_FUTURE", "FINISHED", None, 42),
-    ):
-        monkeypatch.setattr(module, name, make(state, exception, result))
-    # They look at what is logged where nobody has set up logging.
-    monkeypatch.setattr(logging.getLogger("concurrent.futures"), "propagate", False)
-    outcome = unittest.TestResult()
-    # A stock future knows a state of being cancelled and not notified, in which ours never is.
-    names = [name for name in unittest.TestLoader().getTestCaseNames(tests) if name != "test_cancel"]
-    unittest.TestSuite(tests(name) for name in names).run(outcome)
-
-    problems = [text for _, text in (*outcome.failures, *outcome.errors)]
-    assert [] == problems
-    assert len(names) > 10
-    assert outcome.testsRun == len(names)
