@@ -56,9 +56,11 @@ lint: $(VENV)/.installed-dev ## ruff
 typecheck: $(VENV)/.installed-dev ## mypy --strict on snakepit/
 	$(BIN)/mypy
 
+# Side by side, each process in the suites' own order; JOBS=0 for one process.
+JOBS ?= 2
 .PHONY: suites
 suites: $(VENV)/.installed-dev ## Architecture, unit, conformance, integration and documentation-code tests
-	$(PYTEST) $(ARGS)
+	$(PYTEST) -n $(JOBS) $(ARGS)
 
 .PHONY: wheel-test
 wheel-test: $(VENV)/.installed-dev ## Build the distributions, test them from fresh environments

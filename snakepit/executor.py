@@ -135,6 +135,10 @@ class SnakepitExecutor(Executor):
             kwargs: For a command: ``session`` (id), ``timeout`` and ``queue_timeout`` (seconds > 0, None for no
                 limit, left out for the pool's), ``priority`` (int; larger runs sooner).
 
+        Arrays and other objects that pickle their memory as buffers (pickle protocol 5) are not copied when they are
+        submitted: they are read when the call is sent, so do not change them before the result is there; submit a
+        copy otherwise.
+
         Returns:
             A ``concurrent.futures.Future``, with ``pid`` and ``cancel(running=True)``.
 
