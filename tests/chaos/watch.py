@@ -140,6 +140,22 @@ class Book:
     def follow(self, ledger: Ledger) -> None:
         """Write down what this pool accepts from now on."""
         admit, admit_failed, admit_direct = ledger.admit, ledger.admit_failed, ledger.admit_direct
+        admit_all = ledger.admit_all
+
+        def watched_admit_all(requests: list[Request]) -> int:
+            for request in requests:
+                record = request.future.record
+                record.rids = _rids(request.content)
+                record.weight, record.session = request.weight, request.session_id
+            try:
+                count = admit_all(requests)
+            except BaseException:
+                for request in requests:
+                    self.refused.extend(request.future.record.rids)
+                raise
+            # The others are let in one by one.
+            self.records.extend(request.future.record for request in requests[:count])
+            return count
 
         def watched_admit_direct(request: Request, take: Callable[[], bool]) -> bool:
             record = request.future.record
@@ -169,6 +185,7 @@ class Book:
 
         ledger.admit, ledger.admit_failed = watched_admit, watched_admit_failed  # type: ignore[method-assign]
         ledger.admit_direct = watched_admit_direct  # type: ignore[method-assign]
+        ledger.admit_all = watched_admit_all  # type: ignore[method-assign]
 
     def counts(self) -> dict[str, int]:
         """Return what the pool's counters have to be once every request has ended."""
