@@ -1066,7 +1066,9 @@ def test_a_fork_in_the_middle(tmp_path: Path) -> None:
     """The child has no part in the call; the parent goes on with it."""
     done = scripts.run(tmp_path, FORK)
 
-    assert (0, "[1] 2 3\n", "") == scripts.text_of(done)
+    # On a starved machine a warning may be there, but no traceback.
+    assert (0, "[1] 2 3\n") == (done.returncode, done.stdout), done.stderr
+    assert "Traceback" not in done.stderr
 
 
 # Everything at once -----------------------------------------------------------------------------------

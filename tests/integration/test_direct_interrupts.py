@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import signal
+import subprocess
 import sys
 import threading
 from collections.abc import Callable
@@ -110,12 +111,16 @@ if __name__ == "__main__":
 )
 
 
+def check_output(done: subprocess.CompletedProcess[str], text: str) -> None:
+    """Assert what a host program has printed; on a starved machine a warning may be there, but no traceback."""
+    assert (0, text) == (done.returncode, done.stdout), done.stderr
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize("how", ["execute", "submit"])
 def test_ctrl_c_between_any_two_steps(how: str, tmp_path: Path) -> None:
     """Wherever it comes: one KeyboardInterrupt, the worker lives, and no answer is lost or given to another call."""
-    done = scripts.run(tmp_path, STEPS, how)
-
-    assert (0, "[] 0 True\n", "") == scripts.text_of(done)
+    check_output(scripts.run(tmp_path, STEPS, how), "[] 0 True\n")
 
 
 FORKING = (
@@ -165,7 +170,7 @@ if __name__ == "__main__":
 
 def test_a_child_of_another_thread_hears_ctrl_c(tmp_path: Path) -> None:
     """A child that is forked while the main thread defers Ctrl-C does not inherit that."""
-    assert (0, "[42] 7 True\n", "") == scripts.text_of(scripts.run(tmp_path, FORKING))
+    check_output(scripts.run(tmp_path, FORKING), "[42] 7 True\n")
 
 
 @pytest.fixture
@@ -329,4 +334,4 @@ if __name__ == "__main__":
         print(caught, all(results), stats.requests == balance(stats), pids == {w.pid for w in ex.workers()})
 """
     )
-    assert (0, "50 True True True\n", "") == scripts.text_of(scripts.run(tmp_path, source))
+    check_output(scripts.run(tmp_path, source), "50 True True True\n")
