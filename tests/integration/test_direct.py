@@ -46,8 +46,8 @@ from snakepit import (
     WorkerDied,
     telemetry,
 )
-from snakepit._pool import direct
-from snakepit._pool.loans import Lender, Loan
+from snakepit._pool import direct, manager
+from snakepit._pool.loans import REST_S, Lender, Loan
 
 import gates
 from gates import Gate
@@ -61,6 +61,14 @@ def lending(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lend whatever the service time, and let callers wait: what happens does not depend on the machine's load."""
     monkeypatch.setenv("SNAKEPIT_DIRECT_CALLS", "on")
     monkeypatch.setattr(direct._collect, "__defaults__", (LIMIT_S * 1000,))
+    # What rests is not recalled between two steps of a test.
+    monkeypatch.setattr(manager, "REST_S", 2 * LIMIT_S)
+
+
+@pytest.fixture
+def resting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Recall what has rested for as long as it may."""
+    monkeypatch.setattr(manager, "REST_S", REST_S)
 
 
 @pytest.fixture
@@ -214,8 +222,7 @@ def test_a_direct_call_needs_no_turn_of_the_manager(monkeypatch: pytest.MonkeyPa
 
         assert list(range(5)) == [ex.execute("run", {"value": n}) for n in range(5)]
 
-        # A loan that has rested for too long may be due.
-        assert len(turns) <= 1
+        assert [] == turns
 
 
 @pytest.mark.parametrize("how", ["execute", "submit"])
@@ -481,6 +488,7 @@ def test_time_outs(deed: str, how: str, timeout_s: float) -> None:
         assert 1 == ex.stats().command_timeouts
 
 
+@pytest.mark.usefixtures("resting")
 def test_the_time_out_of_what_was_laid_down_is_not_late() -> None:
     """A short time-out is kept though the manager sleeps, and the caller only waits for the future's end."""
     with saboteur_pool() as ex:
@@ -524,6 +532,7 @@ def test_what_a_lent_worker_writes_uncalled_for(gate: Gate) -> None:
     assert (0, 1) == (ex.stats().errors, ex.stats().restarts)
 
 
+@pytest.mark.usefixtures("resting")
 @pytest.mark.parametrize("deed", ["bad_json", "exit"])
 def test_what_becomes_of_a_lent_worker_is_noticed_without_a_call(deed: str, gate: Gate) -> None:
     """Its end is noticed at once, its garbage when the loan has rested for long enough."""
@@ -574,6 +583,7 @@ def test_another_call_in_the_middle(stop: Stop, size: int, tmp_path: Path) -> No
     """Who calls while another one reads neither waits for nothing nor overtakes."""
     log = str(tmp_path / "log")
     with handler_pool(size) as ex:
+        ex.wait_ready(workers=size)
         with in_hands(ex, stop, "run", {"value": 1, "log": log}) as caller:
             others = [ex.submit("run", {"value": n, "log": log}) for n in (2, 3)]
             if size == 2:
@@ -624,6 +634,26 @@ def test_numbers_while_others_are_dispatched(stop: Stop, gate: Gate) -> None:
     assert 2 == len(seen)
     for stats in seen:
         assert (0, 2) == (stats.available, stats.busy), stats
+
+
+def test_numbers_at_the_moment_of_the_loan(gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call that begins while the manager is still in the turn in which it lends is counted once."""
+    with handler_pool(1) as ex, ThreadPoolExecutor(1) as others:
+        lend, calls, seen = Lender.lend, [], []
+
+        def slow_lend(self: Lender, links: Any) -> None:
+            lend(self, links)
+            if not calls and self.has_resting:
+                calls.append(others.submit(ex.execute, "hold", {"gate": gate.path, "value": 1}))
+                gate.wait_started()
+                seen.append(ex.stats())
+                gate.open()
+
+        monkeypatch.setattr(Lender, "lend", slow_lend)
+        ex.execute("run")
+        assert 1 == calls[0].result(LIMIT_S)
+
+    assert [(0, 1, 1, 0)] == [(stats.available, stats.busy, stats.running, stats.queued) for stats in seen]
 
 
 def test_cancel_in_the_middle(stop: Stop) -> None:
@@ -1036,7 +1066,9 @@ def test_a_fork_in_the_middle(tmp_path: Path) -> None:
     """The child has no part in the call; the parent goes on with it."""
     done = scripts.run(tmp_path, FORK)
 
-    assert (0, "[1] 2 3\n", "") == scripts.text_of(done)
+    # On a starved machine a warning may be there, but no traceback.
+    assert (0, "[1] 2 3\n") == (done.returncode, done.stdout), done.stderr
+    assert "Traceback" not in done.stderr
 
 
 # Everything at once -----------------------------------------------------------------------------------
