@@ -52,7 +52,7 @@ class Intake:
         if not isinstance(command, str):
             return self.submit_call(command, args, kwargs, base, block=self._block)
         request = self._command(command, args, kwargs, base)
-        return self._submit_direct(request) or self.admit(request, block=self._block)
+        return self._direct(request, send) or self.admit(request, block=self._block)
 
     def execute(
         self, command: str | Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], base: CallOptions
@@ -67,7 +67,7 @@ class Intake:
             if error is not None:
                 raise error
             lazy_bytes = True
-        future = self._execute_direct(request) or self.admit(request, block=self._block, lazy_bytes=lazy_bytes)
+        future = self._direct(request, call) or self.admit(request, block=self._block, lazy_bytes=lazy_bytes)
         try:
             return future.result()
         finally:
@@ -100,7 +100,7 @@ class Intake:
             future = SnakepitFuture(self.ledger)
             future.set_exception(error)
             return future
-        direct = self._submit_direct(request) if calls is None else None
+        direct = self._direct(request, send) if calls is None else None
         return direct or self.admit(request, block=block, lazy_bytes=True)
 
     def _call(
@@ -122,25 +122,14 @@ class Intake:
             ledger.admit_failed(request)
         return request, error
 
-    def _execute_direct(self, request: Request) -> SnakepitFuture | None:
-        """Send a request and read its answer on this thread, where that is possible at once."""
+    def _direct(self, request: Request, way: Callable[[Lender, Request], bool]) -> SnakepitFuture | None:
+        """Let this thread send a request, and with ``call`` read its answer, where that is possible at once."""
         if not self._may_be_direct(request):
             return None
         future = SnakepitFuture(self.ledger, request)
         request.future = future
         with Deferred() as safe:
-            if not (safe and call(self._lender, request)):
-                return None
-        return future
-
-    def _submit_direct(self, request: Request) -> SnakepitFuture | None:
-        """Send a request on this thread, where that is possible at once."""
-        if not self._may_be_direct(request):
-            return None
-        future = SnakepitFuture(self.ledger, request)
-        request.future = future
-        with Deferred() as safe:
-            if not (safe and send(self._lender, request)):
+            if not (safe and way(self._lender, request)):
                 return None
         return future
 
