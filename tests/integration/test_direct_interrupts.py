@@ -102,7 +102,7 @@ def main(how):
             fine = fine and stats.requests == balance(stats) == stats.completed and not ex._ledger.pending()
             if not fine:
                 problems.append((place, sent, caught, value, handler, after == pid, stats))
-        print(problems[:5], ex.stats().restarts, all(finished[-1:]))
+        print(problems[:5], ex.stats().restarts, any(finished))
 
 
 if __name__ == "__main__":
