@@ -28,9 +28,10 @@ hypothesis.settings.load_profile("snakepit")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        # Run in the background of a shell without job control; the programs of the tests would inherit it.
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    # Run in the background of a shell without job control, or by nohup; the programs of the tests would inherit it.
+    for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, handler)
     config.stash[missing_runtimes] = set()
 
 
