@@ -18,7 +18,7 @@ import attrs
 
 from ._clock import INHERIT, Inherit, check_timeout, monotonic_s, pick_timeout
 from ._core import model as m
-from ._core.model import PoolStats, WorkerInfo
+from ._core.numbers import PoolStats, WorkerInfo
 from ._pool import checks as _checks
 from ._pool import lifetime as _lifetime
 from ._pool.assembly import start_pool

@@ -19,7 +19,7 @@ from snakepit._core.model import Request
 from snakepit._pool import intake
 from snakepit._pool.future import SnakepitFuture
 from snakepit._pool.ledger import Ledger
-from snakepit._pool.link import CallContent
+from snakepit._pool.contents import CallContent
 
 __all__ = ("Book", "Record", "WatchedFuture", "new_rid", "watched_futures")
 
