@@ -95,6 +95,7 @@ class Encoder:
         config: The limits.
 
     Attributes:
+        has_plain_args: Nothing of the adapter's looks at commands and args before they are encoded.
         has_plain_results: Commands have no time-outs of the adapter's, and results no shape of its own.
     """
 
@@ -107,6 +108,7 @@ class Encoder:
         self._validates = kind.validate_command is not Adapter.validate_command
         self._prepares = kind.prepare_args is not Adapter.prepare_args
         self._times = kind.command_timeout is not Adapter.command_timeout
+        self.has_plain_args = not (self._lists or self._validates or self._prepares)
         self.has_plain_results = (
             not self._times and kind.process_response is Adapter.process_response and not adapter.runs_callables
         )

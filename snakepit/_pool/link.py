@@ -276,12 +276,14 @@ class Link:
             return self._take_pickle(message)
         if len(message) == 3 and self._open and message.get("success") is True and "result" in message:
             request_id, request, error = self._open[0]
-            if type(message.get("id")) is int and message["id"] == request_id and request is not None:
+            known = type(message.get("id")) is int and message["id"] == request_id
+            if known and request is not None and request.answers is None:
                 self._open.popleft()
                 return Reply(request, error, None if error is not None else message["result"])
         if len(message) == 4 and self._open and message.get("success") is True and "result" in message:
             request_id, request, _ = self._open[0]
-            if request is not None and request.answers is not None and message.get("id") == request_id:
+            known = type(message.get("id")) is int and message["id"] == request_id
+            if known and request is not None and request.answers is not None:
                 return self._take_item(request, request.answers, True, message)
         kind = message.get("type")
         if kind == "log":
@@ -297,10 +299,12 @@ class Link:
         if not self._is_next(request_id):
             return None
         of_items = self._open[0][1]
-        if kind == "recalled" and (of_items is None or of_items.answers is None):
+        if kind == "recalled":
+            if of_items is not None and of_items.answers is not None:
+                raise ProtocolError(f"an item of request {request_id} was stepped over, and nobody took it back")
             self._open.popleft()
             return SteppedOver()
-        if kind is not None and kind != "recalled":
+        if kind is not None:
             return None
         success = message.get("success")
         if type(success) is not bool:

@@ -28,6 +28,9 @@ __all__ = ("Mapper",)
 TOGETHER = 64
 """Commands of a map without a chunk size that are let in at one instant.  Measured (benchmarks/maps.py)."""
 
+_SHORT_BYTES = 1024
+"""Encoded args that fit any frame."""
+
 _BIG_NUMBER = re.compile(rb"\d{16}").search
 """Finds what a language without such integers refuses together with its whole frame: those travel alone."""
 
@@ -128,7 +131,7 @@ class Mapper:
 
     def _submit_bulk(self, command: str, items: list[Any], start: int, done: Outcomes) -> list[Bulk]:
         intake, options = self._intake, self._base
-        encode, prefix = intake.encoder.command, b""
+        encode, prefix, is_plain = intake.encoder.command, b"", intake.encoder.has_plain_args
         bulks: list[Bulk] = []
         run: list[bytes | CommandContent] = []
         size_bytes = 0
@@ -148,6 +151,13 @@ class Mapper:
         try:
             for place, item in enumerate(items, start):
                 try:
+                    if prefix and is_plain:
+                        # The first has shown that the command can be sent; short args have no limit to keep.
+                        text, attachments = encode_value(item, "/args")
+                        if not attachments and len(text) <= _SHORT_BYTES and not _BIG_NUMBER(text):
+                            run.append(text)
+                            size_bytes += len(text)
+                            continue
                     content, _ = encode(command, item, options)
                 except Exception as error:
                     # A bad item fails at its place, and was never accepted.

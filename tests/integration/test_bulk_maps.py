@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import CancelledError
 from typing import Any
 
 import pytest
-from integration.workers.pools import LIMIT_S, SABOTEUR, balance, config, handler_pool, manager_held, saboteur_pool
+from integration.workers.pools import LIMIT_S, balance, config, handler_pool, saboteur_pool
 
-from snakepit import CommandError, EncodeError, JavaScriptAdapter, SnakepitExecutor, WorkerDied
+from snakepit import (
+    CommandAdapter,
+    CommandError,
+    EncodeError,
+    JavaScriptAdapter,
+    ProtocolError,
+    SnakepitExecutor,
+    WorkerDied,
+)
 from snakepit._core.dispatcher import Dispatcher
 from snakepit._pool.bulk import Bulk
 
@@ -117,9 +128,6 @@ def test_a_death_in_a_part(single: SnakepitExecutor, sizes: Sizes, gate: Gate) -
     items[4] = {"value": 4, "gate": gate.path}
     results = single.map_unordered("hold_or_run", items, return_exceptions=True)
     pid = gate.wait_started()[0].pid
-
-    import os
-    import signal
 
     os.kill(pid, signal.SIGKILL)
     outcomes = list(results)
@@ -259,7 +267,55 @@ def test_bytes_travel_alone(single: SnakepitExecutor) -> None:
 def test_a_bridge_of_level_0() -> None:
     """It gets plain commands."""
     with saboteur_pool(1, level=0) as ex:
-        assert [{"n": n} for n in range(100)] == list(ex.map("echo", [{"n": n} for n in range(100)]))
+        assert [None] * 100 == list(ex.map("reply", [{"n": n} for n in range(100)]))
+        assert (100, 100) == (ex.stats().requests, ex.stats().completed)
+
+
+@pytest.mark.parametrize("wrong", [0, 5])
+def test_a_bridge_of_node(node: str, sizes: Sizes, wrong: int) -> None:
+    """An integer that JavaScript refuses costs its item only."""
+    items: list[Any] = [{"operation": "add", "a": n, "b": 1} for n in range(40)]
+    items[wrong] = {"operation": "add", "a": 2**60, "b": 1}
+    with handler_pool(1, adapter=JavaScriptAdapter(node=node)) as ex:
+        results = list(ex.map("compute", items, return_exceptions=True))
+
+    assert isinstance(results[wrong], CommandError)
+    others = [n for n in range(40) if n != wrong]
+    assert [n + 1 for n in others] == [results[n]["result"] for n in others]
+    assert 7 in sizes
+
+
+REPLIES = """
+import json, struct, sys
+source, sink = sys.stdin.buffer, sys.stdout.buffer
+def write(message):
+    payload = json.dumps(message).encode()
+    sink.write(struct.pack(">I", len(payload)) + payload)
+    sink.flush()
+while head := source.read(4):
+    message = json.loads(source.read(struct.unpack(">I", head)[0]))
+    number = message["id"]
+    if number == 0:
+        protocol = {"version": 1, "capabilities": ["batch"]}
+        write({"id": 0, "success": True, "result": {"status": "ok", "protocol": protocol}})
+    elif "batch" not in message:
+        write({"id": number, "success": True, "result": "single"})
+    else:
+        write({"id": number, "success": True, "result": "first", "index": 0})
+        write({"id": number, "success": True, "result": "wrong", **WRONG})
+"""
+
+
+@pytest.mark.parametrize("wrong", [{"index": 2}, {"index": 0}, {"index": True}, {}, {"type": "recalled", "index": 1}])
+def test_replies_out_of_order(sizes: Sizes, wrong: dict[str, Any]) -> None:
+    """A worker that loses count has broken the protocol; what it answered before counts."""
+    source = REPLIES.replace("WRONG", repr(wrong))
+    with SnakepitExecutor(CommandAdapter([sys.executable, "-c", source]), 1, config=config()) as ex:
+        results = list(ex.map("any", range(8), return_exceptions=True))
+
+        assert ["single", "first"] == results[:2]
+        assert [ProtocolError] * 6 == [type(result) for result in results[2:]]
+        assert (8, 2, 6) == (ex.stats().requests, ex.stats().completed, ex.stats().errors)
 
 
 def test_a_raising_iterable(single: SnakepitExecutor, gate: Gate) -> None:
