@@ -118,10 +118,6 @@ class Machine(RuleBasedStateMachine):
             )
             self.inbox.append(m.Submitted(request))
 
-    @rule(items=st.sampled_from([1, 2, 5, 40]))
-    def submit_bulk(self, items: int) -> None:
-        self.inbox.append(m.Submitted(self.bench.accept_bulk(items)))
-
     @rule(pick=PICK, running=st.booleans())
     def cancel(self, pick: int, running: bool) -> None:
         request = self._pick([r for r in self.bench.requests if r.future.end is None], pick)
