@@ -5,7 +5,7 @@ Runs on any thread and owns no state.
 
 from __future__ import annotations
 
-from ._core.model import PoolStats, WorkerInfo
+from ._core.numbers import PoolStats, WorkerInfo
 from ._pool.future import SnakepitFuture
 from .adapters import Adapter, CallableAdapter, CommandAdapter, JavaScriptAdapter, PythonAdapter, WorkerSpec
 from .config import PoolConfig

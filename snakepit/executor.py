@@ -18,7 +18,7 @@ import attrs
 
 from ._clock import INHERIT, Inherit, check_timeout, monotonic_s, pick_timeout
 from ._core import model as m
-from ._core.model import PoolStats, WorkerInfo
+from ._core.numbers import PoolStats, WorkerInfo
 from ._pool import checks as _checks
 from ._pool import lifetime as _lifetime
 from ._pool.assembly import start_pool
@@ -177,7 +177,8 @@ class SnakepitExecutor(Executor):
             command: A command's name (then one iterable of args), or a callable.
             iterables: Read at once, unless ``buffersize`` is given.
             timeout: Seconds from this call until the last result; then ``TimeoutError`` from the iterator.
-            chunksize: Items that travel together, >= 1; None: adaptive for commands, 1 for callables.
+            chunksize: Items that travel together, >= 1; None: 1 for callables, and for commands as many as take some
+                milliseconds; a worker that dies fails those that it has not answered.  1 keeps them apart.
             buffersize: Most items that are out at a time, >= 1; an endless iterable works then.
             options: For commands: ``session``, ``item_timeout`` (seconds one item may run), ``return_exceptions``
                 (an item's exception stands at its place instead of ending the iteration), ``queue_timeout``,

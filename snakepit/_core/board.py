@@ -90,6 +90,12 @@ class Board:
             f" and ran for {self.now - request.started_at:.3f} s"
         )
 
+    def demand(self) -> int:
+        """Return how many workers the common queue could use now, as far as its first request tells."""
+        entry = self.queue.peek()
+        first = None if entry is None else entry[4]
+        return len(self.queue) + (first.weight - 1 if first is not None and first.splits else 0)
+
     def begin(self, worker: Worker, request: Request, since: float | None = None) -> None:
         """Note that the request is the oldest of its worker, from now on or ``since`` then: its run time begins."""
         request.started_at = started_at = self.now if since is None else since

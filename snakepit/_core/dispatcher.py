@@ -23,6 +23,7 @@ from .model import (
     Worker,
     WorkerState,
 )
+from .portions import is_light, is_tiny, part_size
 from .session_rules import SessionRules
 
 __all__ = ("Dispatcher",)
@@ -32,9 +33,6 @@ MAX_AHEAD = 64
 
 AHEAD_S = 0.005
 """Most work, in seconds of recent service time, that is sent ahead to one worker."""
-
-MAX_AHEAD_BYTES = 8192
-"""Largest request that is sent ahead: 64 of them do not fill more than a few pipes' worth.  Arbitrary."""
 
 
 class Dispatcher:
@@ -101,6 +99,9 @@ class Dispatcher:
                 return
             if self._rules.park(request):
                 return
+        if request.splits:
+            self._start_part(worker, request)
+            return
         if not request.claim():
             # RACE: 1. the caller cancels (its thread), 2. the manager picks the request before it has seen
             # Cancelled.  The future's state decides; the request ends here and the event finds it DONE.
@@ -113,6 +114,17 @@ class Dispatcher:
             self._visit(session, worker)
         self.send(worker, [request])
         self._feed(worker)
+
+    def _start_part(self, worker: Worker, bulk: Request) -> None:
+        """Send the first items of a bulk, which is in no lane, to an idle worker; the rest goes back to its place."""
+        share = part_size(worker, bulk.weight, self._board.workers.size)
+        part = bulk.split(int(max(1, min(share, self._allowance(worker)))))
+        if part is None or not bulk.weight:
+            self._rules.end(bulk)
+        else:
+            self._board.queue.push(bulk)
+        if part is not None:
+            self.send(worker, [part])
 
     def _visit(self, session: Session, worker: Worker) -> None:
         """Note that the worker may hold state of the session."""
@@ -164,7 +176,8 @@ class Dispatcher:
         # Nor to one that retires: it is to go as soon as it may.
         if worker.retire is not None:
             return
-        if worker.sent[-1].kind is not RequestKind.USER:
+        last = worker.sent[-1]
+        if last.kind is not RequestKind.USER or last.answers is not None:
             return
         board = self._board
         limit = min(MAX_AHEAD, int(AHEAD_S / max(worker.service_s, 1e-6)))
@@ -175,7 +188,7 @@ class Dispatcher:
         if room == math.inf and not len(worker.lane):
             # The same as below, for many at once.
             spare = len(board.queue) - board.workers.busy - board.workers.available + 1
-            for request in board.queue.pop_while(_is_tiny, min(limit - len(worker.sent), spare)):
+            for request in board.queue.pop_while(is_tiny, min(limit - len(worker.sent), spare)):
                 if request.claim():
                     batch.append(request)
                 else:
@@ -210,8 +223,8 @@ class Dispatcher:
         if request.lane is worker.lane and session is not None:
             # A set-up session that moves has to begin with its oldest request, which is in order only
             # when none of them has to be taken back first.
-            return _is_light(request) and session.mode == "strict" and not session.setup
-        if not _is_tiny(request):
+            return is_light(request) and session.mode == "strict" and not session.setup
+        if not is_tiny(request):
             return False
         deep = len(board.queue) >= board.workers.busy + board.workers.available
         return deep or (request.chunk is not None and worker.sent[-1].chunk is request.chunk)
@@ -287,7 +300,8 @@ class Dispatcher:
         oldest = worker.sent[0]
         if oldest.kind is RequestKind.USER:
             assert oldest.started_at is not None
-            self._estimate(worker, (board.now - oldest.started_at) / count)
+            items = count if oldest.answers is None else oldest.weight
+            self._estimate(worker, (board.now - oldest.started_at) / items)
         for _ in range(count):
             request = worker.sent.popleft()
             if request.kind is RequestKind.USER:
@@ -323,6 +337,7 @@ class Dispatcher:
         """Follow the service time: at once upwards, smoothly downwards."""
         old = worker.service_s
         worker.service_s = service_s if old is None or service_s > old else 0.8 * old + 0.2 * service_s
+        worker.item_s = service_s if worker.item_s is None else 0.5 * (worker.item_s + service_s)
 
     # Withdrawal -------------------------------------------------------------------------------------
 
@@ -383,18 +398,3 @@ class Dispatcher:
             for request in worker.sent:
                 if request.kind is RequestKind.USER and request.state is RequestState.SENT:
                     self._rules.fail(request, fresh(error))
-
-
-def _is_light(request: Request) -> bool:
-    """Say whether a request may wait in a pipe: nobody would have to look after it there."""
-    return (
-        request.kind is RequestKind.USER
-        and request.queue_deadline is None
-        and not request.priority
-        and request.size_bytes <= MAX_AHEAD_BYTES
-    )
-
-
-def _is_tiny(request: Request) -> bool:
-    """Say whether it may do so in anybody's pipe."""
-    return request.session is None and _is_light(request)

@@ -79,6 +79,7 @@ class Ready:
     worker_id: str
     can_claim: bool = False
     can_end_session: bool = False
+    can_batch: bool = False
 
 
 @attrs.frozen

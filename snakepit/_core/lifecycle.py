@@ -84,7 +84,7 @@ class Lifecycle(Upkeep):
         # A slot in its back-off will serve the queue too: no other one is started in its place.
         places = len(workers) + workers.backing_off
         coming = workers.starting + workers.backing_off + workers.counts[WorkerState.CHECKING]
-        want = places + max(0, len(board.queue) - coming)
+        want = places + max(0, board.demand() - coming)
         if board.state is PoolState.OPEN:
             want = max(want, board.min_workers, self.wanted)
         for slot in list(workers.free)[: want - places]:

@@ -11,8 +11,6 @@ from collections import deque
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
-import attrs
-
 from .events import *  # noqa: F403  # one vocabulary: m.Request, m.Submitted, m.Dispatch
 
 if TYPE_CHECKING:
@@ -116,6 +114,9 @@ class Request:
         rank: Priority negated, and never lower than that of its session's previous request.
         ahead: It was sent ahead and is not the oldest of its worker yet.
         token: It was sent with a claim token, which the worker takes when it begins it.
+        splits: It is a bulk of items, of which some at a time are sent as a request of their own (``split``).
+        answers: What the worker has answered to the items that travel in this request: values and exceptions, in
+            order; None when it is a request of one answer.
     """
 
     # INVARIANT: `entry` is the one live entry of this request in a lane (I1, I7), None when it is in no lane.
@@ -125,6 +126,7 @@ class Request:
         "accepted_at",
         "affinity",
         "ahead",
+        "answers",
         "chunk",
         "command",
         "content",
@@ -143,6 +145,7 @@ class Request:
         "settled",
         "setup",
         "size_bytes",
+        "splits",
         "started_at",
         "state",
         "timeout_s",
@@ -199,6 +202,8 @@ class Request:
         self.started_at: float | None = None
         self.ahead = False
         self.token = False
+        self.splits = False
+        self.answers: list[Any] | None = None
         self.settled = False
         self.counted_running = False
 
@@ -208,6 +213,14 @@ class Request:
     def claim(self) -> bool:
         """Move the future from pending to running; False when it was cancelled first."""
         return self.future is None or self.future.claim()
+
+    def split(self, most: int) -> Request | None:
+        """Take the first items, ``most`` at most, out of a bulk as a claimed request; None when it was cancelled first.
+
+        Once none is left the bulk is settled.
+        """
+        part: Request | None = self.future.split(most)
+        return part
 
 
 class Slot:
@@ -230,7 +243,8 @@ class Worker:
     Attributes:
         sent: Requests in the worker's pipe, oldest first; the first is the one that runs.
         lane: Queued requests that only this worker may run.
-        service_s: Recent time of one request, smoothed; None before the first.
+        service_s: Recent time of one request, or item of a bulk, smoothed; None before the first.
+        item_s: The same, but a single long one weighs less: no other item waits for long behind a wrong guess.
         skips: Frames that the host took back and the worker has yet to step over.
         recalling: A take-back is under way, or found nothing and has to wait for the worker's next reply.
         used: Something was sent to it after its handshake.
@@ -245,12 +259,14 @@ class Worker:
 
     __slots__ = (
         "argv",
+        "can_batch",
         "can_claim",
         "can_end_session",
         "closed",
         "drain_by",
         "expires_at",
         "idle_since",
+        "item_s",
         "lane",
         "limits",
         "lined_up_at",
@@ -295,6 +311,8 @@ class Worker:
         self.closed = False
         self.expires_at: float | None = None
         self.service_s: float | None = None
+        self.item_s: float | None = None
+        self.can_batch = False
         self.can_claim = False
         self.can_end_session = False
         self.skips = 0
@@ -325,76 +343,3 @@ def describe_exit(exit_code: int | None, signal: int | None) -> str:
         except ValueError:
             return f"signal {signal}"
     return "an unknown exit status" if exit_code is None else f"exit code {exit_code}"
-
-
-# What users see -------------------------------------------------------------------------------------
-
-
-@attrs.frozen
-class PoolStats:
-    """The pool's numbers at one instant.
-
-    Always ``requests == completed + errors + cancelled + queue_timeouts + command_timeouts
-    + queued + running``.
-
-    Attributes:
-        workers: Processes that live, those being ended included.
-        available: Workers ready for a request.
-        busy: Workers that run one.
-        starting: Workers before the end of their handshake.
-        queued: Accepted and not yet the oldest request of a worker.
-        running: The oldest request of some worker.
-        requests: Accepted; a chunk counts its items.
-        completed: Ended with a result.
-        errors: Ended with an error of any kind that has no counter of its own.
-        cancelled: Ended by ``cancel`` or by the pool's shutdown.
-        queue_timeouts: Waited too long and never ran.
-        command_timeouts: Ran too long.
-        pool_saturated: Refused with ``QueueFull`` (not in ``requests``).
-        restarts: Workers started in the place of one that ended unasked.
-        recycled: Workers replaced as planned.
-    """
-
-    workers: int = 0
-    available: int = 0
-    busy: int = 0
-    starting: int = 0
-    queued: int = 0
-    running: int = 0
-    requests: int = 0
-    completed: int = 0
-    errors: int = 0
-    cancelled: int = 0
-    queue_timeouts: int = 0
-    command_timeouts: int = 0
-    pool_saturated: int = 0
-    restarts: int = 0
-    recycled: int = 0
-
-
-@attrs.frozen
-class WorkerInfo:
-    """One worker at one instant.
-
-    Attributes:
-        worker_id: Name of this incarnation; never used again.
-        slot: Place in the pool, 0 to ``max_workers - 1``.
-        incarnation: 1 for the slot's first process, rising.
-        pid: Process id, None before the spawn.
-        state: "starting", "idle", "checking", "busy" or "condemned".
-        sessions: Ids of the sessions bound to it.
-        requests: Requests it has answered.
-        uptime_s: Seconds since its spawn.
-        rss_bytes: Resident memory of its process group when last measured, else of the process now; None
-            if unknown.
-    """
-
-    worker_id: str
-    slot: int
-    incarnation: int
-    pid: int | None
-    state: str
-    sessions: tuple[str, ...]
-    requests: int
-    uptime_s: float
-    rss_bytes: int | None

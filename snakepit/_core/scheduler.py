@@ -243,6 +243,7 @@ class Scheduler:
         worker = self.worker(event.worker_id)
         if worker is not None and worker.state is WorkerState.STARTING:
             worker.can_claim, worker.can_end_session = event.can_claim, event.can_end_session
+            worker.can_batch = event.can_batch
             self.lifecycle.ready(worker)
 
     def _start_failed(self, event: m.StartFailed) -> None:

@@ -25,6 +25,7 @@ class Shaken:
 
     can_claim: bool
     can_end_session: bool
+    can_batch: bool = False
 
 
 @attrs.frozen(eq=False)

@@ -17,7 +17,7 @@ from .._wire.values import JsonValue
 from ..adapters import Adapter
 from ..config import PoolConfig
 from ..errors import EncodeError, UnknownCommand
-from .link import CallContent
+from .contents import CallContent
 
 __all__ = ("COMMAND_KEYWORDS", "CallOptions", "Encoder", "check_session_id")
 
@@ -93,6 +93,10 @@ class Encoder:
     Args:
         adapter: Its callbacks are called in order: validate, prepare, (encode), time-out.
         config: The limits.
+
+    Attributes:
+        has_plain_args: Nothing of the adapter's looks at commands and args before they are encoded.
+        has_plain_results: Commands have no time-outs of the adapter's, and results no shape of its own.
     """
 
     def __init__(self, adapter: Adapter, config: PoolConfig) -> None:
@@ -104,6 +108,10 @@ class Encoder:
         self._validates = kind.validate_command is not Adapter.validate_command
         self._prepares = kind.prepare_args is not Adapter.prepare_args
         self._times = kind.command_timeout is not Adapter.command_timeout
+        self.has_plain_args = not (self._lists or self._validates or self._prepares)
+        self.has_plain_results = (
+            not self._times and kind.process_response is Adapter.process_response and not adapter.runs_callables
+        )
 
     def command(self, command: str, args: JsonValue, options: CallOptions) -> tuple[CommandContent, float | None]:
         """Return a command, encoded, and the seconds it may run.

@@ -190,6 +190,10 @@ class Intake:
             raise
         return future
 
+    def admit_bulk(self, request: Request) -> None:
+        """Let a bulk of items in, waiting for room where there is none, except on a thread of the pool."""
+        self.ledger.admit(request, block=not self.ledger.on_own_thread, deadline=None)
+
     def admit_all(self, requests: list[Request]) -> list[SnakepitFuture]:
         """Let requests in, in order, waiting for room where there is none; return their futures."""
         futures = []

@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable
 
 from .._clock import monotonic_s
 from .._core.board import fresh
-from .._core.model import Cancelled, Outcome, PoolStats, Request, RequestKind
+from .._core.model import Cancelled, Outcome, Request, RequestKind
+from .._core.numbers import PoolStats
 from .._inbox import Inbox
 from ..errors import QueueFull
 
@@ -113,6 +114,11 @@ class Ledger:
         refusal = self.refusal()
         if refusal is not None:
             raise refusal
+
+    @property
+    def is_bounded(self) -> bool:
+        """True when only so many requests may be unsettled."""
+        return self._limit is not None
 
     def overfull(self) -> bool:
         """Return True when the encoded requests that wait use up their bytes."""
@@ -265,7 +271,14 @@ class Ledger:
         request.settled = True
         self.unsettled.pop(request, None)
         counts = self._counts
-        counts[_COUNTERS[outcome]] += request.weight
+        if request.answers:
+            # What was answered before counts as it was answered.
+            failed = sum(isinstance(answer, BaseException) for answer in request.answers)
+            counts["errors"] += failed
+            counts["completed"] += len(request.answers) - failed
+            counts[_COUNTERS[outcome]] += request.weight - len(request.answers)
+        else:
+            counts[_COUNTERS[outcome]] += request.weight
         if request.counted_running:
             request.counted_running = False
             counts["running"] -= request.weight
@@ -276,6 +289,15 @@ class Ledger:
         return True
 
     # The manager ------------------------------------------------------------------------------------
+
+    def split_locked(self, bulk: Request, part: Request) -> None:
+        """LOCK: held.  Count items of a bulk as those of a part; a bulk of which none is left has ended."""
+        self.unsettled[part] = None
+        bulk.weight -= part.weight
+        bulk.size_bytes -= part.size_bytes
+        if not bulk.weight:
+            bulk.settled = True
+            self.unsettled.pop(bulk, None)
 
     def begin(self, request: Request) -> None:
         """Count a request as running: it is the oldest of its worker."""

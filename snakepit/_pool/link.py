@@ -5,20 +5,20 @@ Runs on the manager's thread; owns the channel and the ids that are open on it.
 
 from __future__ import annotations
 
-import contextlib
-import logging
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from .._core.model import Request
-from .._text import escape_text, show
+from .._text import show
 from .._wire import callables as _callables
 from .._wire.frames import Buffer
 from .._wire.messages import Message, MessageDecoder
 from .._wire.outgoing import (
+    BatchContent,
     CommandContent,
+    encode_batch,
     encode_command,
     encode_message,
     encode_object,
@@ -36,18 +36,17 @@ from ..errors import (
 )
 from .arrivals import Arrival, Garbled, Refused, Reply, Shaken, SteppedOver
 from .channel import READ_BYTES, Channel
+from .contents import CallContent
 from .remote_errors import command_error
+from .worker_log import log
 
 if TYPE_CHECKING:
     from .loans import Loan
 
-__all__ = ("CallContent", "Link")
+__all__ = ("Link",)
 
 CAPABILITIES = ("errors", "pipeline", "session", "deadline", "attachments", "batch", "log", "claim")
 """What the host offers at level 1; ``pickle`` joins for callable workers."""
-
-_MAX_LOG_CHARS = 8192
-"""Arbitrary: as much as a line of stderr may have."""
 
 _SPARE_REPLIES = 100
 """Arbitrary: a worker that answers twice now and then is borne, one that never stops answering is not."""
@@ -55,41 +54,7 @@ _SPARE_REPLIES = 100
 _BYTES_PER_TURN = 1 << 20
 """Bytes read before the other workers get their turn.  Arbitrary."""
 
-_worker_log = logging.getLogger("snakepit.worker")
-_LEVELS = {
-    "debug": logging.DEBUG,
-    "info": logging.INFO,
-    "warning": logging.WARNING,
-    "warn": logging.WARNING,
-    "error": logging.ERROR,
-    "critical": logging.CRITICAL,
-}
-
 _PING = encode_command("ping", {}, session_id=None, max_frame_bytes=65536, max_message_bytes=65536)
-
-
-class CallContent:
-    """A call of a callable, pickled or (when the queue holds too many bytes) still to be pickled.
-
-    Args:
-        kind: "call" or "chunk".
-        encode: Makes the pickle.
-        body: The pickle, or None until the request is sent.
-    """
-
-    __slots__ = ("body", "encode", "kind", "session_id")
-
-    def __init__(
-        self,
-        kind: str,
-        encode: Callable[[], bytes | Pickled],
-        body: bytes | Pickled | None,
-        session_id: str | None = None,
-    ) -> None:
-        self.kind = kind
-        self.encode = encode
-        self.body = body
-        self.session_id = session_id
 
 
 class Link:
@@ -118,6 +83,8 @@ class Link:
             allow_pickle=callables,
         )
         self._open: deque[tuple[int, Request | None, BaseException | None]] = deque()
+        # Items of the oldest open frame that were answered, when it is a batch: those are never sent ahead.
+        self._items = 0
         self._next_id = 0
         self._capabilities: frozenset[str] = frozenset()
         self._dropped = 0
@@ -174,6 +141,10 @@ class Link:
         if type(content) is CommandContent and content.is_plain and request.timeout_s is None and self._level:
             self._open.append((request_id, request, None))
             return [encode_plain(content, request_id, "session" in self._capabilities, request.ahead)]
+        if type(content) is BatchContent:
+            self._items = 0
+            self._open.append((request_id, request, None))
+            return [encode_batch(content, request_id)]
         try:
             if isinstance(content, CommandContent):
                 buffers = self._encode_command(content, request, request_id)
@@ -305,12 +276,18 @@ class Link:
             return self._take_pickle(message)
         if len(message) == 3 and self._open and message.get("success") is True and "result" in message:
             request_id, request, error = self._open[0]
-            if type(message.get("id")) is int and message["id"] == request_id and request is not None:
+            known = type(message.get("id")) is int and message["id"] == request_id
+            if known and request is not None and request.answers is None:
                 self._open.popleft()
                 return Reply(request, error, None if error is not None else message["result"])
+        if len(message) == 4 and self._open and message.get("success") is True and "result" in message:
+            request_id, request, _ = self._open[0]
+            known = type(message.get("id")) is int and message["id"] == request_id
+            if known and request is not None and request.answers is not None:
+                return self._take_item(request, request.answers, True, message)
         kind = message.get("type")
         if kind == "log":
-            self._log(message)
+            log(self.worker_id, message)
             return None
         if "id" not in message:
             if kind is not None:
@@ -321,7 +298,10 @@ class Link:
             raise ProtocolError(f"a reply to id {show(request_id)}: {show(message.get('error'))}")
         if not self._is_next(request_id):
             return None
+        of_items = self._open[0][1]
         if kind == "recalled":
+            if of_items is not None and of_items.answers is not None:
+                raise ProtocolError(f"an item of request {request_id} was stepped over, and nobody took it back")
             self._open.popleft()
             return SteppedOver()
         if kind is not None:
@@ -329,12 +309,30 @@ class Link:
         success = message.get("success")
         if type(success) is not bool:
             raise ProtocolError(f"a reply to id {request_id} without 'success'")
+        if of_items is not None and of_items.answers is not None:
+            return self._take_item(of_items, of_items.answers, success, message)
         _, request, error = self._open.popleft()
         if request is None:
             return self._shake(success, message)
         if error is None and not success:
             error = command_error(message.get("error"))
         return Reply(request, error, None if error is not None else message.get("result"))
+
+    def _take_item(
+        self, request: Request, answers: list[Any], success: bool, message: dict[str, Any]
+    ) -> Arrival | None:
+        """Take the answer to one item of a batch; all of them are one reply."""
+        index = message.get("index")
+        if type(index) is not int or index != self._items:
+            raise ProtocolError(f"a reply to item {show(index)} where that to item {self._items} was due")
+        self._items += 1
+        # What has been given up was counted with the answers that it had.
+        if not request.settled:
+            answers.append(message.get("result") if success else command_error(message.get("error")))
+        if self._items < request.weight:
+            return None
+        self._open.popleft()
+        return Reply(request, None, answers)
 
     def _take_pickle(self, message: list[Buffer]) -> Arrival | None:
         request_id, kind, body = _callables.decode_reply(message[0])
@@ -384,13 +382,4 @@ class Link:
         if self._callables and "pickle" not in self._capabilities:
             return Refused(ProtocolError("the worker does not announce 'pickle'"))
         can_claim = {"pipeline", "claim"} <= self._capabilities and self.channel.has_claims
-        return Shaken(can_claim, "session" in self._capabilities)
-
-    def _log(self, message: dict[str, Any]) -> None:
-        name, text, fields = message.get("level"), message.get("message", ""), message.get("fields")
-        level = _LEVELS.get(name.lower(), logging.INFO) if isinstance(name, str) else logging.INFO
-        if _worker_log.isEnabledFor(level):
-            shown = escape_text(text[:_MAX_LOG_CHARS]) if isinstance(text, str) else show(text)
-            # A filter of the user's may raise anything, and this thread has more to do than logging.
-            with contextlib.suppress(Exception):
-                _worker_log.log(level, "[%s] %s%s", self.worker_id, shown, f" {show(fields, 2000)}" if fields else "")
+        return Shaken(can_claim, "session" in self._capabilities, "batch" in self._capabilities)

@@ -362,7 +362,8 @@ class Manager:
             if isinstance(arrival, SteppedOver):
                 self._handle(m.Skipped(worker_id))
             elif isinstance(arrival, Shaken):
-                self._handle(m.Ready(worker_id, arrival.can_claim, arrival.can_end_session))
+                known = (arrival.can_claim, arrival.can_end_session, arrival.can_batch)
+                self._handle(m.Ready(worker_id, *known))
             elif isinstance(arrival, Refused):
                 self._handle(m.StartFailed(worker_id, arrival.error, arrival.fatal))
             elif isinstance(arrival, Garbled) and worker is not None:

@@ -10,11 +10,11 @@ import queue
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import CancelledError, Future
-from typing import Any
+from typing import Any, Protocol
 
 from .._clock import check_timeout, monotonic_s
 
-__all__ = ("check_chunksize", "results_as_completed", "results_in_order")
+__all__ = ("Results", "check_chunksize", "deadline_of", "results_as_completed", "results_in_order")
 
 Submit = Callable[[list[tuple[Any, ...]]], list[tuple[Future[Any], bool]]]
 """Submits a chunk of items; returns (future, True when its result is a list of results)."""
@@ -54,6 +54,14 @@ def _outcome(future: Future[Any], timeout_s: float | None, return_exceptions: bo
         return error
 
 
+class Cancellable(Protocol):
+    """Something that may not have begun."""
+
+    def cancel(self) -> bool:
+        """Cancel what has not begun."""
+        ...
+
+
 class Results(Iterator[Any]):
     """An iterator that can be closed before its first item as well: what has not begun is cancelled.
 
@@ -64,7 +72,7 @@ class Results(Iterator[Any]):
         pending: Its futures, cancelled by ``close``.
     """
 
-    def __init__(self, generator: Generator[Any, None, None], pending: Callable[[], Iterable[Future[Any]]]) -> None:
+    def __init__(self, generator: Generator[Any, None, None], pending: Callable[[], Iterable[Cancellable]]) -> None:
         self._generator = generator
         self._pending = pending
 
@@ -77,7 +85,8 @@ class Results(Iterator[Any]):
         _cancel(self._pending())
 
 
-def _deadline(timeout: object) -> float | None:
+def deadline_of(timeout: object) -> float | None:
+    """Return the monotonic seconds at which a time-out that begins now passes, or None."""
     timeout_s = check_timeout("timeout", timeout)
     return None if timeout_s is None else monotonic_s() + timeout_s
 
@@ -92,7 +101,7 @@ def results_in_order(
 ) -> Results:
     """Submit everything, or ``buffersize`` items, now; return an iterator over the results in order."""
     _check("buffersize", buffersize)
-    deadline = _deadline(timeout)
+    deadline = deadline_of(timeout)
     chunks = _chunks(iterables, chunksize if buffersize is None else min(chunksize, buffersize))
     pending: deque[tuple[Future[Any], bool]] = deque()
     ahead = None if buffersize is None else max(1, buffersize // chunksize)
@@ -150,7 +159,7 @@ def results_as_completed(
         guard: Raises on a thread that must not wait.
     """
     _check("buffersize", buffersize)
-    deadline = _deadline(timeout)
+    deadline = deadline_of(timeout)
     chunks = _chunks(iterables, chunksize if buffersize is None else min(chunksize, buffersize))
     done: queue.SimpleQueue[Future[Any]] = queue.SimpleQueue()
     pending: dict[Future[Any], bool] = {}
@@ -205,6 +214,6 @@ def _as_completed(
         _cancel(pending)
 
 
-def _cancel(futures: Iterable[Future[Any]]) -> None:
+def _cancel(futures: Iterable[Cancellable]) -> None:
     for future in list(futures):
         future.cancel()

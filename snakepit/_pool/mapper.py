@@ -5,13 +5,20 @@ Runs on the caller's thread; owns nothing.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from functools import partial
 from typing import Any
 
+from .. import telemetry
 from .._clock import check_timeout
 from .._core.model import Request
+from .._wire.outgoing import CommandContent
+from .._wire.values import encode_value
+from .bulk import Bulk, Outcomes
+from .bulk_results import Submit as SubmitBulk
+from .bulk_results import bulk_results
 from .calls import COMMAND_KEYWORDS, CallOptions
 from .intake import Intake
 from .map import Submit, check_chunksize, results_as_completed, results_in_order
@@ -20,6 +27,12 @@ __all__ = ("Mapper",)
 
 TOGETHER = 64
 """Commands of a map without a chunk size that are let in at one instant.  Measured (benchmarks/maps.py)."""
+
+_SHORT_BYTES = 1024
+"""Encoded args that fit any frame."""
+
+_BIG_NUMBER = re.compile(rb"\d{16}").search
+"""Finds what a language without such integers refuses together with its whole frame: those travel alone."""
 
 _OF_A_CALLABLE = frozenset(("return_exceptions",))
 _OF_A_COMMAND = (COMMAND_KEYWORDS - {"timeout"}) | {"item_timeout", "return_exceptions"}
@@ -52,6 +65,10 @@ class Mapper:
         submit = self._submitter(command, iterables, chunksize, options)
         every = options.get("return_exceptions", False)
         size = _chunksize(command, chunksize, buffersize)
+        together = self._bulk_submitter(command, chunksize, buffersize, options)
+        if together is not None:
+            guard = partial(self._intake.refuse_to_wait, "map()")
+            return bulk_results(together, iterables[0], timeout, every, guard, ordered=True)
         return results_in_order(submit, iterables, size, buffersize, timeout, every)
 
     def as_completed(
@@ -68,6 +85,9 @@ class Mapper:
         every = options.get("return_exceptions", False)
         guard = partial(self._intake.refuse_to_wait, "map_unordered()")
         size = _chunksize(command, chunksize, buffersize)
+        together = self._bulk_submitter(command, chunksize, buffersize, options)
+        if together is not None:
+            return bulk_results(together, iterables[0], timeout, every, guard, ordered=False)
         return results_as_completed(submit, iterables, size, buffersize, timeout, every, guard)
 
     def _submitter(
@@ -88,6 +108,76 @@ class Mapper:
         if "item_timeout" in options:
             given["timeout"] = check_timeout("item_timeout", options["item_timeout"])
         return partial(self._submit_commands, command, self._base.override(given))
+
+    def _bulk_submitter(
+        self,
+        command: str | Callable[..., Any],
+        chunksize: int | None,
+        buffersize: int | None,
+        options: Mapping[str, Any],
+    ) -> SubmitBulk | None:
+        """Return what submits items that may travel together; None: each needs a request of its own."""
+        intake, base = self._intake, self._base
+        if not isinstance(command, str) or chunksize is not None or buffersize is not None:
+            return None
+        # What bounds or places a single item is decided, and counted, item by item.
+        if not {"return_exceptions"}.issuperset(options) or base.session is not None or base.priority:
+            return None
+        if base.timeout is not None or base.queue_timeout is not None or intake.ledger.is_bounded:
+            return None
+        if not intake.encoder.has_plain_results or telemetry.enabled("snakepit.worker.request"):
+            return None
+        return partial(self._submit_bulk, command)
+
+    def _submit_bulk(self, command: str, items: list[Any], start: int, done: Outcomes) -> list[Bulk]:
+        intake, options = self._intake, self._base
+        encode, prefix, is_plain = intake.encoder.command, b"", intake.encoder.has_plain_args
+        bulks: list[Bulk] = []
+        run: list[bytes | CommandContent] = []
+        size_bytes = 0
+
+        def admit(end: int) -> None:
+            nonlocal run, size_bytes
+            if run:
+                request = intake.request(None, command, options, None, size_bytes)
+                request.weight, request.splits = len(run), True
+                bulk = Bulk(intake.ledger, request, prefix[:-7], end - len(run), run, done.put)
+                request.future = bulk
+                intake.admit_bulk(request)
+                bulks.append(bulk)
+                run, size_bytes = [], 0
+
+        intake.ledger.check_open()
+        try:
+            for place, item in enumerate(items, start):
+                try:
+                    if prefix and is_plain:
+                        # The first has shown that the command can be sent; short args have no limit to keep.
+                        text, attachments = encode_value(item, "/args")
+                        if not attachments and len(text) <= _SHORT_BYTES and not _BIG_NUMBER(text):
+                            run.append(text)
+                            size_bytes += len(text)
+                            continue
+                    content, _ = encode(command, item, options)
+                except Exception as error:
+                    # A bad item fails at its place, and was never accepted.
+                    admit(place)
+                    done.put((place, [error]))
+                    continue
+                if not prefix:
+                    prefix = b'"command":%b,"args":' % encode_value(command, "")[0]
+                if content.is_plain:
+                    text = content.body[len(prefix) :]
+                    run.append(content if _BIG_NUMBER(text) else text)
+                else:
+                    run.append(content)
+                size_bytes += content.size_bytes
+            admit(start + len(items))
+        except BaseException:
+            for bulk in bulks:
+                bulk.cancel()
+            raise
+        return bulks
 
     def _submit_commands(
         self, command: str, options: CallOptions, items: list[tuple[Any, ...]]

@@ -11,6 +11,7 @@ from typing import Any
 
 from .._core import model as m
 from .._core.model import Worker
+from .._core.numbers import WorkerInfo
 from .._core.scheduler import Scheduler
 from .._supervision import reports as r
 from .channel import Channel
@@ -45,9 +46,9 @@ class Query:
         return self._answer
 
 
-def describe_worker(worker: Worker, now: float) -> m.WorkerInfo:
+def describe_worker(worker: Worker, now: float) -> WorkerInfo:
     """Return what users see of a worker."""
-    return m.WorkerInfo(
+    return WorkerInfo(
         worker_id=worker.worker_id,
         slot=worker.slot.index,
         incarnation=worker.slot.incarnation,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import attrs
 
 from .._clock import monotonic_s
-from .._core.model import WorkerInfo
+from .._core.numbers import WorkerInfo
 from .._core.scheduler import Scheduler
 from .manager import Manager
 from .queries import describe_worker

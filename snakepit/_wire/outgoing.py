@@ -19,7 +19,9 @@ from .messages import PICKLE_END, PICKLE_PART
 from .values import JsonValue, encode_value
 
 __all__ = (
+    "BatchContent",
     "CommandContent",
+    "encode_batch",
     "encode_command",
     "encode_message",
     "encode_object",
@@ -55,6 +57,21 @@ class CommandContent:
         self.text = text
         self.is_plain = not (raw or text)
         self.size_bytes = len(body) if self.is_plain else len(body) + len(text) + sum(map(len, raw))
+
+
+class BatchContent:
+    """Encoded items of one command.
+
+    Args:
+        head: The JSON member of the command, with its trailing comma.
+        texts: The items, at least one.
+    """
+
+    __slots__ = ("head", "texts")
+
+    def __init__(self, head: bytes, texts: list[bytes]) -> None:
+        self.head = head
+        self.texts = texts
 
 
 _encode_json = msgspec.json.encode
@@ -143,6 +160,12 @@ def encode_plain(content: CommandContent, request_id: int, session: bool, claim:
         payload = b'{"id":%d,%b%b%b' % (request_id, content.body, content.session, tail)
     else:
         payload = b'{"id":%d,%b%b' % (request_id, content.body, tail)
+    return _HEADER.pack(len(payload)) + payload
+
+
+def encode_batch(content: BatchContent, request_id: int) -> Buffer:
+    """Return the frame of a batch (capability ``batch``)."""
+    payload = b'{"id":%d,%b"batch":[%b]}' % (request_id, content.head, b",".join(content.texts))
     return _HEADER.pack(len(payload)) + payload
 
 

@@ -17,9 +17,9 @@ from typing import Any
 from snakepit import QueueFull
 from snakepit._core.model import Request
 from snakepit._pool import intake
+from snakepit._pool.contents import CallContent
 from snakepit._pool.future import SnakepitFuture
 from snakepit._pool.ledger import Ledger
-from snakepit._pool.link import CallContent
 
 __all__ = ("Book", "Record", "WatchedFuture", "new_rid", "watched_futures")
 

@@ -41,6 +41,37 @@ class FakeFuture:
         return self.state == "running"
 
 
+class FakeBulk(FakeFuture):
+    """A bulk of items as the scheduler sees it.
+
+    Attributes:
+        parts: What was split off.
+    """
+
+    def __init__(self, bench: Bench, bulk: Request) -> None:
+        super().__init__()
+        self._bench = bench
+        self._bulk = bulk
+        self.parts: list[Request] = []
+
+    def split(self, most: int) -> Request | None:
+        bulk = self._bulk
+        assert most >= 1
+        assert bulk.weight >= 1
+        if self.state != "pending":
+            return None
+        part = Request(bulk.content, bulk.command, future=FakeFuture(), accepted_at=bulk.accepted_at)
+        part.weight, part.seq = min(most, bulk.weight), bulk.seq
+        part.answers = [] if part.weight > 1 else None
+        part.future.state = "running"
+        bulk.weight -= part.weight
+        if not bulk.weight:
+            self.state, self.end = "done", "split"
+        self.parts.append(part)
+        self._bench.requests.append(part)
+        return part
+
+
 class Process:
     """A worker process: frames in its pipe, claim tokens, and what it wrote and nobody has read.
 
@@ -104,6 +135,7 @@ class Bench:
         min_workers: Kept at all times; None: all.
         can_claim: What workers announce: requests may be sent ahead to them.
         can_end_session: What workers announce: they keep sessions.
+        can_batch: What workers announce: items may travel together to them.
         seed: Of the jitter.
         config: Fields of ``PoolConfig``.
     """
@@ -115,12 +147,14 @@ class Bench:
         *,
         can_claim: bool = False,
         can_end_session: bool = True,
+        can_batch: bool = True,
         seed: int = 1,
         **config: Any,
     ) -> None:
         self.now = 1000.0
         self.can_claim = can_claim
         self.can_end_session = can_end_session
+        self.can_batch = can_batch
         floor = size if min_workers is None else min_workers
         self.config = PoolConfig(**config)
         self.scheduler = Scheduler("pool", size, floor, self.config, random.Random(seed))
@@ -178,6 +212,12 @@ class Bench:
         request.seq = self.accepted
         self.requests.append(request)
         return request
+
+    def accept_bulk(self, items: int) -> Request:
+        """Accept a bulk of items; the scheduler has yet to hear of it."""
+        bulk = self.accept("bulk", weight=items)
+        bulk.splits, bulk.future = True, FakeBulk(self, bulk)
+        return bulk
 
     def submit(self, command: str = "work", **options: Any) -> Request:
         """Accept a request and hand it over."""
@@ -295,7 +335,7 @@ class Bench:
         if not process.started:
             self.spawned(process)
         process.ready = True
-        self.handle(m.Ready(process.worker_id, self.can_claim, self.can_end_session))
+        self.handle(m.Ready(process.worker_id, self.can_claim, self.can_end_session, self.can_batch))
 
     def ready_all(self) -> None:
         """Every process that has not answered its handshake does so, until nothing is spawned any more."""

@@ -45,6 +45,14 @@ def run(value=None, log=None):
 
 
 @command
+def hold_or_run(value, gate=None):
+    """Wait at the gate, if there is one, and return the value."""
+    if gate is not None:
+        pass_gate(gate, str(value))
+    return value
+
+
+@command
 def give(value):
     return value
 
