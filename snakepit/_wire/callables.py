@@ -185,9 +185,11 @@ def _is_by_reference(fn: Any) -> bool:
             return False
         key = id(fn)
         _by_reference[key] = weakref.ref(fn, lambda ref: _forget(key, ref))
-    cloudpickle = sys.modules.get("cloudpickle")
+    # RACE: 1. another thread imports cloudpickle for the first time, 2. this one finds the module, half made.  Nobody
+    # can have registered anything with it yet (tests/unit/test_races_wire.py::test_cloudpickle_is_being_imported).
+    registered = getattr(sys.modules.get("cloudpickle"), "list_registry_pickle_by_value", None)
     # Modules that the user registered for pickling by value are few and rare: then all calls go that way.
-    return cloudpickle is None or not cloudpickle.list_registry_pickle_by_value()
+    return registered is None or not registered()
 
 
 def _forget(key: int, ref: weakref.ref[Any]) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import os
+import pickle
 import sys
 import types
 import weakref
@@ -50,3 +52,12 @@ def test_a_callback_in_time_removes_its_entry(module: types.ModuleType) -> None:
     gc.collect()
 
     assert key not in _callables._by_reference
+
+
+def test_cloudpickle_is_being_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call is pickled while another thread has just begun to import cloudpickle."""
+    monkeypatch.setitem(sys.modules, "cloudpickle", types.ModuleType("cloudpickle"))
+
+    body = _callables.encode_call(os.getpid, (), {})
+
+    assert (os.getpid, (), {}) == pickle.loads(body)
