@@ -210,7 +210,10 @@ class MessageDecoder:
         try:
             message: dict[str, Any] = decode_json(payload)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, ValueError) as error:
-            raise ProtocolError(f"a frame that is no strict JSON ({error}): {show_bytes(payload)}") from None
+            # The parser names the place with all its brackets, however deep.
+            reason = str(error)
+            reason = reason if len(reason) <= 200 else f"{reason[:120]}...{reason[-60:]}"
+            raise ProtocolError(f"a frame that is no strict JSON ({reason}): {show_bytes(payload)}") from None
         if "attachments" not in message:
             return message
         self._expect_attachments(message, payload)
