@@ -130,6 +130,7 @@ class Soak:
         self._planted: list[Any] = []
         self._planted_threads: list[threading.Thread] = []
         self._kills = 0
+        self._killed: set[int] = set()
         self._rng = random.Random(f"{seed}-soak")
         config = PoolConfig(shutdown_grace_s=0.5, kill_grace_s=0.5, restart_backoff_s=0.01)
         self._pools = {
@@ -201,14 +202,16 @@ class Soak:
             assert caller.parked.wait(REST_S), f"{caller.thread.name} does not pause"
         for pool in self._pools.values():
             pool.wait_ready(REST_S, workers=WORKERS)
-            # A worker killed a moment ago is counted until its exit is seen.
             wait_until(lambda pool=pool: self._is_full(pool), REST_S, "a full pool")  # type: ignore[misc]
+        self._killed.clear()
         gc.collect()
 
-    @staticmethod
-    def _is_full(pool: SnakepitExecutor) -> bool:
-        states = [info.state for info in pool.workers()]
-        return ["idle"] * WORKERS == states
+    def _is_full(self, pool: SnakepitExecutor) -> bool:
+        # RACE: 1. a worker is killed, 2. the pool is looked at, 3. its exit is seen: until then the dead one idles.
+        infos = pool.workers()
+        return ["idle"] * WORKERS == [info.state for info in infos] and self._killed.isdisjoint(
+            info.pid for info in infos
+        )
 
     @staticmethod
     def _merged(histograms: list[Histogram]) -> Histogram:
@@ -236,7 +239,9 @@ class Soak:
         workers = [info for info in pool.workers() if info.requests]
         if workers:
             pid = workers[int(choice * len(workers))].pid
-            self._kills += pid is not None and send(pid, signal.SIGKILL)
+            if pid is not None and send(pid, signal.SIGKILL):
+                self._kills += 1
+                self._killed.add(pid)
 
     def _plant(self) -> None:
         """Leak what was asked for."""
