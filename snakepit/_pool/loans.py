@@ -100,7 +100,7 @@ class Lender:
         readers: Threads that read a reply: users' code that runs there must not wait for the pool.
     """
 
-    # LOCK: the ledger's protects `_lent`, `_told` and the attributes of loans.
+    # LOCK: the ledger's protects `_lent`, `_untold` and the attributes of loans.
     # INVARIANT: `_resting` holds loans of `_lent` without a request; popped without the lock, so that one may be in
     # nobody's list for a moment: then it is of no use to anybody until `admit`, which finds `recalled`.
     # INVARIANT: `_untold` holds the loans that were recalled since the pool's numbers were published last.
