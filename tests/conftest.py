@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -15,7 +16,16 @@ import pytest
 from gates import Gate
 from leaks import assert_no_leaks, take_snapshot
 
-MINIMUM_VERSIONS = {"node": (16,), "ruby": (2,)}
+MINIMUM_VERSIONS = {
+    "node": ("--version", (16,)),
+    "ruby": ("--version", (2, 7)),
+    "Rscript": ("--version", (4, 0)),
+    "perl": ("-v", (5, 26)),
+    "php": ("--version", (8, 0)),
+    "java": ("--version", (17,)),
+    "lua5.4": ("-v", (5, 3)),
+    "go": ("version", (1, 19)),
+}
 HOW_TO_INSTALL = "sh tests/install_runtimes.sh"
 
 missing_runtimes = pytest.StashKey[set[str]]()
@@ -121,11 +131,11 @@ def ruby(require_runtime: Callable[[str], str]) -> str:
 
 
 def _too_old(name: str, path: str) -> str | None:
-    wanted = MINIMUM_VERSIONS.get(name)
-    if wanted is None:
+    if name not in MINIMUM_VERSIONS:
         return None
-    done = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=30, check=True)
-    printed = done.stdout
-    words = printed.removeprefix("v").replace("ruby ", "").split(".")
-    found = tuple(int(word) for word in words[: len(wanted)])
-    return None if found >= wanted else f"{name} {printed.strip()} is older than {wanted}"
+    option, wanted = MINIMUM_VERSIONS[name]
+    done = subprocess.run([path, option], capture_output=True, text=True, timeout=30, check=True)
+    number = re.search(r"\d+(\.\d+)+", done.stdout + done.stderr)
+    assert number is not None, done
+    found = tuple(int(word) for word in number[0].split("."))[: len(wanted)]
+    return None if found >= wanted else f"{name} {number[0]} is older than {'.'.join(map(str, wanted))}"

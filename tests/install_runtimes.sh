@@ -1,6 +1,6 @@
 #!/bin/sh
-# Makes sure that the programs of the test workers are there: Node (has to be present), Ruby, and on Linux
-# bubblewrap (installed if a package manager and the right to use it are at hand).  What stays missing is
+# Makes sure that the programs of the test workers are there: Node (has to be present), the other languages, the
+# programs of the examples, and on Linux bubblewrap (installed if a package manager and the right to use it are at hand).  What stays missing is
 # said loudly; with CI=true it is a failure, since what was skipped would pass for tested.
 set -eu
 
@@ -17,31 +17,52 @@ may_be_root() {
 install() {
     if has apt-get && may_be_root; then
         $as_root apt-get update -q &&
-            $as_root env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends "$1"
+            $as_root env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends "$@"
     elif has brew; then
-        brew install "$1"
+        brew install "$@"
     else
         echo "install_runtimes: no usable package manager (apt-get as root or through sudo -n, or brew)" >&2
         return 1
     fi
 }
 
-runtimes="node ruby"
-if [ "$(uname)" = Linux ]; then runtimes="$runtimes bwrap"; fi
-
-for runtime in $runtimes; do
-    package=$runtime
-    if [ "$runtime" = bwrap ]; then package=bubblewrap; fi
-    if [ "$runtime" != node ] && ! has "$runtime"; then
-        echo "install_runtimes: $runtime is missing, installing $package"
-        install "$package" </dev/null || echo "install_runtimes: installing $package failed" >&2
+# program:Debian packages:Homebrew package
+wanted="
+ruby:ruby:ruby
+Rscript:r-base-core r-cran-jsonlite:r
+perl:perl:perl
+php:php-cli php-xml:php
+java:default-jdk-headless:openjdk
+lua5.4:lua5.4:lua
+go:golang-go:go
+jq:jq:jq
+pdftotext:poppler-utils:poppler
+"
+runtimes=node
+packages=
+for line in $(echo "$wanted" | tr ' ' ,); do
+    runtime=${line%%:*}
+    rest=${line#*:}
+    runtimes="$runtimes $runtime"
+    if ! has "$runtime"; then
+        if has apt-get; then name=${rest%%:*}; else name=${rest#*:}; fi
+        packages="$packages $(echo "$name" | tr , ' ')"
     fi
 done
+if [ "$(uname)" = Linux ]; then
+    runtimes="$runtimes bwrap"
+    has bwrap || packages="$packages bubblewrap"
+fi
+if [ -n "$packages" ]; then
+    echo "install_runtimes: installing$packages"
+    # shellcheck disable=SC2086  # one word a package
+    install $packages </dev/null || echo "install_runtimes: installing$packages failed" >&2
+fi
 
 missing=
 for runtime in $runtimes; do
     if has "$runtime"; then
-        echo "install_runtimes: $runtime: $("$runtime" --version)"
+        echo "install_runtimes: $runtime: $(command -v "$runtime")"
     else
         missing="$missing $runtime"
     fi

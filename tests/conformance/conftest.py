@@ -1,4 +1,4 @@
-"""Gives each test every bridge: Python in each interpreter found, and Node."""
+"""Gives each test every bridge: Python in each interpreter found, Node, and the other languages."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from conformance.driver import Bridge, find_bridges
 
 @pytest.fixture(params=find_bridges(), ids=str)
 def bridge(request: pytest.FixtureRequest, require_runtime: Callable[[str], str]) -> Bridge:
-    """Return one bridge after the other; a missing Node skips loudly, or fails with ``CI=true``."""
+    """Return one bridge after the other; a missing runtime skips loudly, or fails with ``CI=true``."""
     chosen: Bridge = request.param
-    if chosen.runtime == "node":
-        require_runtime("node")
+    if chosen.language != "python":
+        require_runtime(chosen.runtime)
     return chosen
 
 
@@ -21,4 +21,5 @@ def bridge(request: pytest.FixtureRequest, require_runtime: Callable[[str], str]
 def node(require_runtime: Callable[[str], str]) -> Bridge:
     """Return the Node bridge."""
     require_runtime("node")
-    return find_bridges()[-1]
+    (bridge,) = (bridge for bridge in find_bridges() if bridge.runtime == "node")
+    return bridge

@@ -35,16 +35,35 @@ REPLY_TIMEOUT_S = 20.0  # arbitrary bound: an interpreter starts in 0.05 s on an
 # Numbers above the range that Node's own start-up marks close-on-exec, so the bridge has to do it.
 FRAME_FD_FLOOR = 60
 
+# language: (program, its options, suffix of bridge and handler file, rules it cannot keep)
+SCRIPT_LANGUAGES: dict[str, tuple[str, tuple[str, ...], str, tuple[str, ...]]] = {
+    "ruby": ("ruby", (), ".rb", ()),
+    #
+    "r": ("Rscript", ("--vanilla",), ".R", ()),
+    #
+    "perl": ("perl", (), ".pl", ()),
+    #
+    "php": ("php", (), ".php", ()),
+    #
+    "lua": ("lua5.4", (), ".lua", ()),
+}
+
 
 @dataclass(frozen=True)
 class Bridge:
-    """One bridge in one runtime: what to start, and the handler file of its language."""
+    """One bridge in one runtime: what to start, and the handler file of its language.
+
+    Attributes:
+        runtime: Name of the program, as ``require_runtime`` knows it.
+        cannot: Names of the rules that the language cannot keep, see PROTOCOL.md.
+    """
 
     name: str
     language: str
     argv: tuple[str, ...]
     runtime: str
     handlers: str
+    cannot: frozenset[str] = frozenset()
 
     def __str__(self) -> str:
         return self.name
@@ -98,7 +117,17 @@ def find_bridges() -> list[Bridge]:
         for version, path in find_pythons()
     ]
     found = shutil.which("node") or "node"
-    return [*bridges, Bridge("node", "javascript", (found, node), "node", str(TESTS_DIR / "handlers.js"))]
+    bridges.append(Bridge("node", "javascript", (found, node), "node", str(TESTS_DIR / "handlers.js")))
+    return [*bridges, *_script_bridges()]
+
+
+def _script_bridges() -> Iterator[Bridge]:
+    for language, (runtime, options, suffix, cannot) in SCRIPT_LANGUAGES.items():
+        script = BRIDGES_DIR / language / f"snakepit_bridge{suffix}"
+        if script.is_file():
+            argv = (shutil.which(runtime) or runtime, *options, str(script))
+            handlers = str(TESTS_DIR / f"handlers{suffix}")
+            yield Bridge(language, language, argv, runtime, handlers, frozenset(cannot))
 
 
 @functools.cache
@@ -324,7 +353,7 @@ class Scenario:
 
     def concerns(self, bridge: Bridge) -> bool:
         """Return whether the transcript is for this bridge."""
-        return bridge.language in self.header.get("bridges", ["python", "javascript"])
+        return bridge.language in self.header.get("bridges", [bridge.language])
 
     def __str__(self) -> str:
         return self.name
