@@ -7,7 +7,20 @@ from __future__ import annotations
 
 from ._core.numbers import PoolStats, WorkerInfo
 from ._pool.future import SnakepitFuture
-from .adapters import Adapter, CallableAdapter, CommandAdapter, JavaScriptAdapter, PythonAdapter, WorkerSpec
+from .adapters import (
+    Adapter,
+    CallableAdapter,
+    CommandAdapter,
+    JavaScriptAdapter,
+    LuaAdapter,
+    PerlAdapter,
+    PHPAdapter,
+    PythonAdapter,
+    RAdapter,
+    RubyAdapter,
+    ScriptAdapter,
+    WorkerSpec,
+)
 from .config import PoolConfig
 from .errors import (
     CommandError,
@@ -44,6 +57,9 @@ __all__ = (
     "InternalError",
     "InvalidArguments",
     "JavaScriptAdapter",
+    "LuaAdapter",
+    "PHPAdapter",
+    "PerlAdapter",
     "PoolBroken",
     "PoolConfig",
     "PoolStats",
@@ -51,7 +67,10 @@ __all__ = (
     "PythonAdapter",
     "QueueFull",
     "QueueTimeout",
+    "RAdapter",
     "ResultError",
+    "RubyAdapter",
+    "ScriptAdapter",
     "SessionBusy",
     "SessionError",
     "SessionExists",
