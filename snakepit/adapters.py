@@ -15,6 +15,7 @@ from ._adapters.languages import (
     RAdapter,
     RubyAdapter,
 )
+from ._adapters.programs import LineAdapter, OneShotAdapter
 from ._adapters.runtimes import Runtime
 from ._adapters.scripts import ScriptAdapter
 from ._worker_options import WorkerOptions, WorkerSpec
@@ -24,7 +25,9 @@ __all__ = (
     "CallableAdapter",
     "CommandAdapter",
     "JavaScriptAdapter",
+    "LineAdapter",
     "LuaAdapter",
+    "OneShotAdapter",
     "PHPAdapter",
     "PerlAdapter",
     "PythonAdapter",
