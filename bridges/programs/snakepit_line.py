@@ -4,6 +4,7 @@ import json
 import os
 import select
 import subprocess
+import sys
 import threading
 from time import monotonic
 
@@ -12,16 +13,14 @@ from snakepit_bridge import command, end_worker, on_start
 READ_BYTES = 1 << 16
 TAIL_BYTES = 80
 """How much of unexpected output an error shows."""
+GIVEN_UP = 70
+"""Exit status; EX_SOFTWARE of sysexits.h."""
 
 _program = None
 
 
-class NoLine(Exception):
-    """The program was silent; it is ended, since nobody can tell to which line its next answer belongs."""
-
-
-class UnexpectedOutput(Exception):
-    """The program wrote what no line had asked for; it is ended, as its answers are out of step."""
+class NoPrompt(Exception):
+    """The program does not become ready."""
 
 
 class Program:
@@ -43,8 +42,10 @@ class Program:
         os.set_blocking(self._stdin, False)
         os.set_blocking(self._stdout, False)
         self._received = b""
+        self._is_ready = prompt is None
         if prompt is not None:
             self._exchange(b"")
+            self._is_ready = True
         threading.Thread(target=self._watch, name="snakepit-program", daemon=True).start()
 
     def _watch(self):
@@ -62,12 +63,8 @@ class Program:
         except BlockingIOError:
             return
         if stray:
-            self._give_up(
-                UnexpectedOutput(
-                    "%s wrote %r, which no line had asked for: it has to answer each line with exactly one"
-                    % (self._name, stray[:TAIL_BYTES].decode(self._encoding, "replace"))
-                )
-            )
+            shown = stray[:TAIL_BYTES].decode(self._encoding, "replace")
+            self._give_up("%s wrote %r, which no line had asked for: one line has to answer each" % (self._name, shown))
         self._leave()
 
     def _exchange(self, data):
@@ -114,16 +111,22 @@ class Program:
     def _end_patience(self):
         seen = " (it wrote %r)" % self._received[:TAIL_BYTES] if self._received else ""
         self._give_up(
-            NoLine(
-                "no %s from %s within %g s%s; a program that buffers its output answers too late: use its unbuffered"
-                " mode (jq --unbuffered, sed -u, grep --line-buffered) or run it through stdbuf -oL"
-                % (self._awaited, self._name, self._patience_s, seen)
-            )
+            "no %s from %s within %g s%s; a program that buffers its output answers too late: use its unbuffered mode"
+            " (jq --unbuffered, sed -u, grep --line-buffered) or run it through stdbuf -oL"
+            % (self._awaited, self._name, self._patience_s, seen)
         )
 
-    def _give_up(self, error):
+    def _give_up(self, reason):
+        """End the worker: nobody can tell to which line the program's next answer would belong.
+
+        The request gets no reply, and the host tells the end of stderr with its error: a reply would make the worker
+        look fit for the next request, which would then be lost.
+        """
         self._process.kill()
-        raise error
+        if not self._is_ready:
+            raise NoPrompt(reason)
+        sys.stderr.write("LineAdapter: %s\n" % reason)
+        end_worker(GIVEN_UP, at_once=True)
 
     def _leave(self):
         """The program has closed a pipe: end as it ends; this request gets no answer."""

@@ -607,7 +607,49 @@ class Handler:
 
     def describe(self):
         doc = self.fn.__doc__
-        return {"params": list(self.params), "doc": cap(doc.strip()) if isinstance(doc, str) else ""}
+        told = {"params": list(self.params), "doc": cap(doc.strip()) if isinstance(doc, str) else ""}
+        if self.is_function and not self.raw:
+            told["schema"] = self._schema()
+        return told
+
+    def _schema(self):
+        """Return the JSON Schema of an object of arguments, as far as the annotations tell types."""
+        fn, code = self.fn, self.fn.__code__
+        types = getattr(fn, "__annotations__", {})
+        positional = self.params[: code.co_argcount - len(fn.__defaults__ or ())]
+        keywords = [name for name in self.params[code.co_argcount :] if name not in (fn.__kwdefaults__ or {})]
+        return {
+            "type": "object",
+            "properties": {name: schema_of_type(types.get(name)) for name in self.params},
+            "required": [*positional, *keywords],
+            "additionalProperties": bool(code.co_flags & 8),  # CO_VARKEYWORDS
+        }
+
+
+def schema_of_type(kind):
+    """Return the JSON Schema of an annotation, that of any value for one that JSON knows nothing of."""
+    name = kind if isinstance(kind, str) else "None" if kind is type(None) else getattr(kind, "__name__", None)
+    members = getattr(kind, "__args__", None)
+    origin = getattr(kind, "__origin__", None)
+    if origin in (list, tuple, dict):
+        name = origin.__name__
+    elif members and name in (None, "Union", "Optional", "UnionType"):
+        choices = [schema_of_type(member) for member in members]
+        return {"anyOf": choices} if {} not in choices else {}
+    json_type = _TYPE_NAMES.get(name)
+    return {} if json_type is None else {"type": json_type}
+
+
+_TYPE_NAMES = {
+    "str": "string",
+    "int": "integer",
+    "float": "number",
+    "bool": "boolean",
+    "list": "array",
+    "tuple": "array",
+    "dict": "object",
+    "None": "null",
+}
 
 
 class Registry:

@@ -62,17 +62,18 @@ class LineAdapter(_ProgramAdapter):
             returns for the line; called on the pool's thread, so it must be quick.
         prompt: What a program with a prompt prints when it is ready, e.g. ``">>> "``: an answer then ends there and
             may have many lines, and the worker is ready at the first prompt.
-        first_line_s: Seconds that the first answer of a process may take before the request fails with advice about
-            buffers and the program is replaced; None: no limit.  Later answers have no limit but ``timeout``.
+        first_line_s: Seconds that the first answer of a process may take before the program is ended, with advice
+            about buffers; None: no limit.  Later answers have no limit but ``timeout``.
         output: "log" or "inherit", for the program's stderr.
         options: See ``WorkerOptions``.
 
     Raises:
         TypeError, ValueError: A bad parameter; raised here.
         InvalidArguments: The argument of a call is no line; raised by ``submit``.
-        CommandError: ``NoLine`` or ``UnexpectedOutput``: the program answers with no line or with several, and is
-            replaced; set on the future.  A surplus line is noticed when the next request finds it; what comes
-            later than that is taken for the answer to that request.
+        WorkerDied: The program has ended; or it was ended, because its first answer took longer than
+            ``first_line_s``, or because it had written a line that nobody had asked for: the end of ``stderr_tail``
+            says so.  A surplus line is noticed by the next call if it is there by then; one that comes later is
+            taken for the answer.  Set on the future.
     """
 
     def __init__(
