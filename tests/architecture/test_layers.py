@@ -14,7 +14,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("sessions", "config", "_worker_options", "adapters", "programs"),
     ("_core",),
     ("_pool",),
-    ("executor",),
+    ("executor", "_conformance"),
     ("testing", "_cli", "_exports"),
     ("cli", "__init__"),
     ("__main__",),
