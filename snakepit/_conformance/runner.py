@@ -110,8 +110,10 @@ class Suite:
     def run(self, case: Case) -> Outcome:
         """Run one case, or say why not."""
         skipped = self.reason_to_skip(case)
-        if skipped is not None:
-            return Outcome(case, *skipped)
+        return self.try_out(case) if skipped is None else Outcome(case, *skipped)
+
+    def try_out(self, case: Case) -> Outcome:
+        """Run one case, whatever speaks against it."""
         began = time.monotonic()
         try:
             case.run(Trial(self.target, self.survey, case.level))

@@ -63,8 +63,8 @@ def _needs(scenario: Scenario) -> Iterator[str]:
             if name is not None:
                 asked[message["id"]] = name
             yield from (f"capability {word}" for key, word in _CAPABILITY_OF_KEY.items() if key in message)
-            if message.get("args", {}) and isinstance(message.get("args"), dict):
-                yield from ["command started"] if message["args"].get("start_args") else []
+            if isinstance(message.get("args"), dict) and message["args"].get("start_args"):
+                yield "command started"
         elif message.get("type") == "log":
             yield "capability log"
         elif "type" not in message:
@@ -90,14 +90,16 @@ def _play(scenario: Scenario, trial: Trial) -> None:
 
 
 for _scenario in load_scenarios():
+    _required = frozenset(_needs(_scenario))
     register(
         Case(
             name=_scenario.name.replace("_", "-"),
             title=_scenario.header["about"].rstrip("."),
             group=_group(_scenario.name),
             level=_scenario.level,
-            needs=frozenset(_needs(_scenario)),
+            needs=_required,
             run=partial(_play, _scenario),
             languages=_scenario.languages,
+            limit="claim" if "capability claim" in _required else None,
         )
     )
