@@ -60,6 +60,7 @@ def make_record(argv: Sequence[str], level: int, survey: Survey | None, outcomes
                 "title": outcome.case.title,
                 "level": outcome.case.level,
                 "status": outcome.status,
+                "limit": outcome.case.limit if outcome.status == "cannot" else None,
                 "reason": outcome.reason,
                 "finding": {"what": outcome.finding.what, **outcome.finding.parts()} if outcome.finding else None,
                 "seconds": round(outcome.seconds, 3),

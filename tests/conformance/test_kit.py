@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,10 +13,13 @@ from typing import Any
 import psutil
 import pytest
 from click.testing import CliRunner
+from conformance.table import make_table
 
+from snakepit._bridges import bridge_path
 from snakepit._cli.commands import group
 from snakepit._conformance.case import CASES, GROUPS
 from snakepit._conformance.finding import Finding
+from snakepit._conformance.limits import KNOWN_LIMITS
 from snakepit._conformance.messages import decode, find_fault
 from snakepit._conformance.runner import Suite, select_cases
 from snakepit._conformance.survey import NoStartError, Target
@@ -160,6 +164,44 @@ def test_what_a_language_cannot_do_is_counted_apart(monkeypatch: pytest.MonkeyPa
     outcome = small().run(case)
 
     assert ("cannot", "small: signals are out of its reach") == (outcome.status, outcome.reason)
+
+
+def test_table_of_the_protocol_and_that_of_the_kit_are_one() -> None:
+    """Each row of section 15 that names a rule without conditions is a known limit, and each limit has a row."""
+    text = bridge_path("PROTOCOL.md").read_text("utf-8").partition("\n## 15. ")[2]
+    rows = re.findall(r"^\| (\w+) \| `([a-z0-9-]+)` \|", text, re.MULTILINE)
+
+    named = {(language, rule) for language, rules in KNOWN_LIMITS.items() for rule in rules}
+    assert named == {(language.lower(), rule) for language, rule in rows}
+
+
+def test_limits_of_cases_are_known_rules() -> None:
+    """A case names a rule that some language cannot keep, or that one day might not."""
+    expected = {"busy-eof", "claim", "close-on-exec", "nul-text", "sigint", "sigpipe", "sockets", "unset-env"}
+
+    assert expected == {case.limit for case in CASES if case.limit}
+
+
+def test_table_of_languages_counts_and_notes() -> None:
+    """A cell counts what applies, and a footnote says what the language cannot do."""
+    rows = {
+        "passed": ("each-reply-is-flushed", "rule 2", None),
+        "failed": ("large-messages-pass-both-ways", "rule 2", None),
+        "not applicable": ("batch", "batch", None),
+        "cannot": ("sigint-is-ignored", "rule 6", "sigint"),
+    }
+    cases = [
+        {"name": name, "group": place, "status": status, "limit": limit, "reason": "small: out of reach"}
+        for status, (name, place, limit) in rows.items()
+    ]
+
+    record = {"language": "small", "runtime": "1", "passed": 1, "applicable": 2, "cases": cases}
+    lines = make_table([record]).split("\n")
+
+    cells = {line.split(":")[0]: line.split("|")[2].strip() for line in lines if line.startswith("| R")}
+    assert {"| Rule 2": "1/2", "| Rule 6": "[^small-sigint]"}.items() <= cells.items()
+    assert "| **All** | **1/2** |" in lines
+    assert "[^small-sigint]: Cannot: `sigint`, small: out of reach." in lines
 
 
 @pytest.mark.parametrize(
