@@ -216,9 +216,9 @@ def conformance(argv: tuple[str, ...], level: int, as_json: bool, only: tuple[st
     not have (a capability, a command), or cannot, with what its language is known not to allow.  The last
     line counts the cases that apply.  Every case starts the bridge anew, and ends it.
 
-    Many cases need commands that a handler file has to bring; PROTOCOL.md, section 13, describes them.
-    The more of them there are, the more is tested; `echo` or `identity` alone already opens most cases of
-    values.
+    Many cases need commands that a handler file has to bring; PROTOCOL.md, section 13, describes them, and
+    the kit looks for them where there is `identity`.  The more of them there are, the more is tested; a
+    command `echo` alone already opens most cases of values.
 
     The exit status is 0; 1 if something was found; 2 for a usage error, or a bridge that did not start.
     """

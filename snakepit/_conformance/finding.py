@@ -59,7 +59,7 @@ class Finding(Exception):
 
 
 class SilenceFinding(Finding):
-    """No reply within the time."""
+    """Nothing came, or nothing was taken, within the time."""
 
 
 class GoneFinding(Finding):

@@ -7,6 +7,11 @@ from collections.abc import Mapping
 __all__ = ("KNOWN_LIMITS",)
 
 KNOWN_LIMITS: Mapping[str, Mapping[str, str]] = {
+    "go": {"command-line": "the worker is the user's own program, whose options are its own"},
+    "php": {
+        "async": "there is no event loop",
+        "busy-eof": "one thread, which runs the handler",
+    },
     "perl": {
         "async": "there is no event loop",
         "busy-eof": "one thread, and a signal would interrupt the handler's own waits",

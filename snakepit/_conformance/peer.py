@@ -128,7 +128,7 @@ class Worker:
             readers = [self.replies] if reading else []
             readable, writable, _ = select.select(readers, [self.requests], [], max(0.0, deadline - time.monotonic()))
             if not readable and not writable:
-                raise Finding(
+                raise SilenceFinding(
                     f"the worker read nothing more for {self.timeout_s:g} s, {len(view)} of {len(data)} bytes are left",
                     sent=self.sent,
                     expected="it reads each request completely, whatever the size",

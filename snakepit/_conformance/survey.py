@@ -5,7 +5,7 @@ Runs on the thread of the runner; owns nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,15 +19,19 @@ FULL_PING = "the fields of section 12 in its ping"
 FULL_ECHO = "the fields of section 12 in its echo"
 ECHO = "a command `echo` that gives its args back"
 MIRROR = "a command `identity` or `echo`"
-BUILT_IN = frozenset({"ping", "echo", "compute", "info", "random"})
 UNKNOWN = "Unknown command: "
 _PING_FIELDS = ("bridge_type", "uptime", "requests_handled", "timestamp", "worker_id", "echo")
-# Harmless with empty args, and answered at once: what a level-0 bridge is asked for, which announces nothing.
-_ASKED_FOR = (
-    *("echo", "compute", "info", "random", "identity", "later", "fail", "count", "whoami", "deadline", "started"),
-    *("unencodable", "text", "blob", "nested_blobs", "reverse", "sizes", "print_text", "write_fd_1", "pid"),
-    *("child_reads_stdin", "child_sees", "log_line"),
+# The commands of section 13, harmless with empty args and answered at once, but for those that wait for ever.
+_TEST_COMMANDS = (
+    *("later", "fail", "count", "whoami", "deadline", "started", "unencodable", "text", "blob", "nested_blobs"),
+    *("reverse", "sizes", "print_text", "write_fd_1", "child_reads_stdin", "child_sees", "log_line"),
 )
+# command: (args, keys of the result that tell it from a handler that replaces it)
+_BUILT_IN_SIGNS: Mapping[str, tuple[Any, frozenset[str]]] = {
+    "compute": ({"operation": "add", "a": 1, "b": 2}, frozenset({"operation", "inputs", "result"})),
+    "info": ({}, frozenset({"bridge_info", "system_info"})),
+    "random": ({}, frozenset({"type", "parameters", "value"})),
+}
 
 
 class NoStartError(Exception):
@@ -85,7 +89,7 @@ class Survey:
 
     Attributes:
         result: Of its first ping.
-        offers: Names of what cases may need: ``"command echo"``, ``"capability batch"``, ``FULL_PING`` ...
+        offers: Names of what cases may need: ``"command identity"``, ``"capability batch"``, ``FULL_PING`` ...
         mirrors: The commands for values; empty: there is none.
     """
 
@@ -149,40 +153,61 @@ def take_survey(target: Target, level: int) -> Survey:
 
 def _conclude(worker: Worker, result: Mapping[str, Any]) -> Survey:
     protocol = result.get("protocol")
-    commands: Sequence[str] = ()
-    offers = set()
-    if isinstance(protocol, dict):
-        commands = list(protocol["commands"])
-        offers |= {f"capability {name}" for name in protocol["capabilities"]}
-    else:
-        commands = [name for number, name in enumerate(_ASKED_FOR, start=1) if _knows(worker, number, name)]
-    offers |= {f"command {name}" for name in commands}
+    asked = _Asked(worker, frozenset(protocol["commands"]) if isinstance(protocol, dict) else None)
+    offers = {f"capability {name}" for name in protocol["capabilities"]} if isinstance(protocol, dict) else set()
+    mirrors = []
+    # Whoever has `identity` has the test handlers; a `count` or `text` beside other commands is somebody's own.
+    if asked.result("identity", {"value": [1]}) == [1]:
+        mirrors.append(Mirror("identity"))
+        names = asked.announced or ("identity", *(name for name in _TEST_COMMANDS if asked.has(name)))
+        offers |= {f"command {name}" for name in names if name not in _BUILT_IN_SIGNS and name != "echo"}
+    for name, (args, signs) in _BUILT_IN_SIGNS.items():
+        answer = asked.result(name, args)
+        if isinstance(answer, dict) and signs <= answer.keys():
+            offers.add(f"command {name}")
+    echoed = asked.result("echo", {"a": 1})
+    if echoed == {"a": 1}:
+        mirrors.append(Mirror("echo"))
+    elif isinstance(echoed, dict) and echoed.get("echoed") == {"a": 1}:
+        mirrors.append(Mirror("echo", "echoed"))
+        offers |= {FULL_ECHO, "command echo"} if echoed.keys() == {"status", "echoed", "timestamp"} else set()
     if all(name in result for name in _PING_FIELDS):
         offers.add(FULL_PING)
-    if not set(commands) - BUILT_IN:
-        offers.add("the built-in commands alone")
-    mirrors = [Mirror("identity")] if "command identity" in offers else []
-    if "command echo" in offers:
-        try:
-            echoed = worker.call(100, "echo", {"a": 1}).get("result")
-        except Finding:
-            echoed = {"a": 1}  # the cases will say what is wrong with it
-        if isinstance(echoed, dict) and echoed.get("echoed") == {"a": 1}:
-            mirrors.append(Mirror("echo", "echoed"))
-            offers |= {FULL_ECHO} if echoed.keys() == {"status", "echoed", "timestamp"} else set()
-        elif echoed == {"a": 1}:
-            mirrors.append(Mirror("echo"))
     offers |= {ECHO for mirror in mirrors if mirror.command == "echo"}
     if mirrors:
         offers.add(MIRROR)
     return Survey(result, frozenset(offers), tuple(mirrors))
 
 
-def _knows(worker: Worker, request_id: int, name: str) -> bool:
-    reply = worker.call(request_id, name)
-    while "type" in reply:
-        reply = worker.receive()
-    return bool(reply["success"]) or not describe_error(reply)[2].startswith(UNKNOWN)
+class _Asked:
+    """The commands of a worker: announced, or asked for one by one."""
+
+    def __init__(self, worker: Worker, announced: frozenset[str] | None) -> None:
+        self.announced = announced
+        self._worker = worker
+        self._number = 0
+
+    def has(self, name: str) -> bool:
+        """Return whether a worker that announces nothing has such a command."""
+        reply = self._call(name, {})
+        return bool(reply["success"]) or not describe_error(reply)[2].startswith(UNKNOWN)
+
+    def result(self, name: str, args: Any) -> Any:
+        """Return what a command answers; None where there is none, or it fails."""
+        if self.announced is not None and name not in self.announced:
+            return None
+        try:
+            return self._call(name, args).get("result")
+        except Finding:
+            # The cases will find this too, and say where it matters.
+            return args["value"] if name == "identity" else args if name == "echo" else None
+
+    def _call(self, name: str, args: Any) -> Any:
+        self._number += 1
+        reply = self._worker.call(self._number, name, args)
+        while "type" in reply:
+            reply = self._worker.receive()
+        return reply
 
 
 def _explain(target: Target, level: int, worker: Worker, finding: Finding) -> str:

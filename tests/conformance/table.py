@@ -30,7 +30,7 @@ NAMES = {"javascript": "JavaScript", "php": "PHP"}
 
 def try_bridges() -> Iterator[dict[str, Any]]:
     """Yield the record of each bridge; of Python that of the newest interpreter."""
-    chosen = {bridge.language: bridge for bridge in find_bridges() if shutil.which(bridge.argv[0])}
+    chosen = {bridge.language: bridge for bridge in find_bridges() if shutil.which(bridge.runtime)}
     for bridge in chosen.values():
         suite = suite_of(bridge)
         outcomes = list(suite.run_all(select_cases(1)))

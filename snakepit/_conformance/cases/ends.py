@@ -12,6 +12,7 @@ from ..survey import MIRROR
 
 __all__ = ()
 
+LINE = "command-line"
 END_HINT = "a read of 0 bytes is the end of the requests: leave the loop and exit with 0"
 CHILD_HINT = "end what the bridge has started, and let nothing that it starts inherit the descriptors"
 
@@ -141,17 +142,17 @@ def _refuse_option(trial: Trial, *options: str) -> None:
             raise Finding(f"the command line {' '.join(options)!r} was refused without a word on stderr")
 
 
-@case("section 10", "An option that does not exist is a line on stderr and exit status 2")
+@case("section 10", "An option that does not exist is a line on stderr and exit status 2", limit=LINE)
 def unknown_option_is_exit_status_2(trial: Trial) -> None:
     _refuse_option(trial, "--no-such")
 
 
-@case("section 10", "`--handlers` without its file is a line on stderr and exit status 2")
+@case("section 10", "`--handlers` without its file is a line on stderr and exit status 2", limit=LINE)
 def option_without_value_is_exit_status_2(trial: Trial) -> None:
     _refuse_option(trial, "--handlers")
 
 
-@case("section 10", "A word that is no option is a line on stderr and exit status 2")
+@case("section 10", "A word that is no option is a line on stderr and exit status 2", limit=LINE)
 def stray_word_is_exit_status_2(trial: Trial) -> None:
     _refuse_option(trial, "stray")
 
@@ -162,7 +163,7 @@ def mode_option_is_accepted(trial: Trial) -> None:
         trial.survive(worker)
 
 
-@case("section 10", "A handler file that is not there is told in the first reply, and the exit status is 1")
+@case("section 10", "A handler file that is not there is told in the first reply, with exit status 1", limit=LINE)
 def missing_handler_file_fails_the_start(trial: Trial) -> None:
     path = "/nowhere/at_all.py"
     with trial.worker("--handlers", path, handshake=False, bare=True) as worker:

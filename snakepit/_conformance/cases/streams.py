@@ -85,8 +85,17 @@ def child_of_a_handler_inherits_no_variable(trial: Trial) -> None:
         trial.expect("0", variables, what, worker, "remove both variables after reading them")
 
 
-@case("rule 1", "The frames may be sockets, which cannot be opened again by name", levels=(1, 0), limit="sockets")
+@case("rule 1", "The frames may be sockets, which cannot be opened again by name", limit="sockets")
 def frames_over_sockets(trial: Trial) -> None:
+    _serve_over_sockets(trial)
+
+
+@case("rule 1", "Stdin and stdout may be sockets, which cannot be opened again by name", levels=(0,))
+def level0_frames_over_sockets(trial: Trial) -> None:
+    _serve_over_sockets(trial)
+
+
+def _serve_over_sockets(trial: Trial) -> None:
     with trial.worker(sockets=True) as worker:
         trial.survive(worker)
         worker.close_requests()
