@@ -6,16 +6,28 @@ Runs on the thread of the runner; owns nothing.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from .finding import Finding, GoneFinding
 from .messages import describe_error
 from .peer import Worker
 
-__all__ = ("ECHO", "FULL_ECHO", "FULL_PING", "MIRROR", "Mirror", "NoStartError", "Survey", "Target", "take_survey")
+__all__ = (
+    "ECHO",
+    "FULL_ECHO",
+    "FULL_PING",
+    "HANDLERS",
+    "MIRROR",
+    "Mirror",
+    "NoStartError",
+    "Survey",
+    "Target",
+    "take_survey",
+)
 
 FULL_PING = "the fields of section 12 in its ping"
+HANDLERS = "`--handlers FILE` in its command line"
 FULL_ECHO = "the fields of section 12 in its echo"
 ECHO = "a command `echo` that gives its args back"
 MIRROR = "a command `identity` or `echo`"
@@ -134,7 +146,10 @@ def take_survey(target: Target, level: int) -> Survey:
         try:
             reply = worker.start(offer=True)
         except GoneFinding as finding:
-            raise NoStartError(_explain(target, level, worker, finding)) from finding
+            raise NoStartError(_explain(level, worker, finding)) from finding
+        except Finding as finding:
+            finding.stderr = worker.stderr().strip()[-1000:]
+            raise
         if not reply.get("success"):
             code, kind, message = describe_error(reply)
             what = f"{code or 'an error'}: {kind + ': ' if kind else ''}{message}"
@@ -148,7 +163,9 @@ def take_survey(target: Target, level: int) -> Survey:
                 received=repr(result),
                 hint="PROTOCOL.md, sections 3 and 4",
             )
-        return _conclude(worker, result)
+        survey = _conclude(worker, result)
+    more = {HANDLERS} if target.bare_argv != target.argv else set()
+    return replace(survey, offers=survey.offers | more)
 
 
 def _conclude(worker: Worker, result: Mapping[str, Any]) -> Survey:
@@ -210,10 +227,8 @@ class _Asked:
         return reply
 
 
-def _explain(target: Target, level: int, worker: Worker, finding: Finding) -> str:
-    hint = ""
-    if level:
-        hint = "; a bridge that speaks on stdin and stdout only is tested with --level 0"
+def _explain(level: int, worker: Worker, finding: Finding) -> str:
+    hint = "; a bridge that speaks on stdin and stdout only is tested with --level 0" if level else ""
     return f"the bridge ended before its first reply: {finding.received}{_tell_stderr(worker)}{hint}"
 
 

@@ -8,7 +8,7 @@ from ..case import BARE, Trial, case
 from ..finding import Finding, GoneFinding, show_bytes, show_json
 from ..messages import describe_error
 from ..peer import Worker
-from ..survey import MIRROR
+from ..survey import HANDLERS, MIRROR
 
 __all__ = ()
 
@@ -163,7 +163,7 @@ def mode_option_is_accepted(trial: Trial) -> None:
         trial.survive(worker)
 
 
-@case("section 10", "A handler file that is not there is told in the first reply, with exit status 1", limit=LINE)
+@case("section 10", "A handler file that is not there is told in the first reply, with exit status 1", HANDLERS)
 def missing_handler_file_fails_the_start(trial: Trial) -> None:
     path = "/nowhere/at_all.py"
     with trial.worker("--handlers", path, handshake=False, bare=True) as worker:

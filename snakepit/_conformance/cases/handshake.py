@@ -72,7 +72,7 @@ def length_above_the_agreed_limit_ends_the_worker(trial: Trial) -> None:
         trial.expect(2, worker.wait(), "the wrong exit status after it", worker)
 
 
-@case("section 4", "Without SNAKEPIT_CLAIM_FD the capability `claim` is not agreed", "capability claim", limit="claim")
+@case("section 4", "Without SNAKEPIT_CLAIM_FD the capability `claim` is not agreed")
 def claim_is_announced_only_with_its_descriptor(trial: Trial) -> None:
     with trial.worker(handshake=False, claim=False) as worker:
         agreed = worker.start()["result"]["protocol"]["capabilities"]
