@@ -113,6 +113,10 @@ coverage: $(VENV)/.installed-dev ## Branch coverage; the pure modules must be co
 	$(BIN)/coverage report --fail-under=100 \
 	  --include='snakepit/_wire/messages.py,snakepit/_wire/values.py,snakepit/_core/scheduler.py,snakepit/sessions.py,snakepit/config.py'
 
+.PHONY: languages-table
+languages-table: $(VENV)/.installed-dev ## Run the conformance kit on every bridge, write the table of docs/languages.md
+	$(BIN)/python tests/conformance/table.py $(ARGS)
+
 .PHONY: docs
 docs: $(VENV)/.installed-dev ## Build the documentation, warnings are errors
 	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build/html

@@ -1,4 +1,4 @@
-"""Tools for tests of code that uses snakepit: a clock, an order for threads, a worker that follows a script.
+"""Tools for tests of code that uses snakepit: a clock, an order for threads, a scripted worker, tests of a bridge.
 
 Runs on the test's threads; each object owns its own state.
 """
@@ -8,14 +8,14 @@ from __future__ import annotations
 import json
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from ._wire.values import JsonValue
 from .adapters import CommandAdapter
 
-__all__ = ("FakeClock", "ScriptedAdapter", "ThreadSequencer")
+__all__ = ("FakeClock", "ScriptedAdapter", "ThreadSequencer", "conformance")
 
 
 class FakeClock:
@@ -145,3 +145,57 @@ class ScriptedAdapter(CommandAdapter):
                 raise TypeError(f"a step must be a mapping with 'expect': command, not {step!r}")
         script: list[dict[str, Any]] = [dict(step) for step in steps]
         super().__init__([sys.executable, "-c", _PLAYER, json.dumps(script, allow_nan=False)])
+
+
+def conformance(
+    argv: Sequence[str], *, level: int = 1, only: Sequence[str] = (), timeout: float = 10.0
+) -> Callable[..., None]:
+    """Return a pytest test of a bridge, one item a case of the conformance kit.
+
+    ``test_my_bridge = conformance(["ruby", "bridge.rb"])`` in a test module is all there is to write.
+    Each case starts the bridge anew, for the first time when the first test runs, and ends it.  A case that needs
+    what the bridge does not have is skipped with the reason; a bridge that does not start fails each of them.
+
+    Args:
+        argv: Program and arguments, with ``--handlers FILE`` where there are handlers.
+        level: Protocol level of the bridge, 0 or 1.
+        only: Names of cases, or patterns with ``*``; empty: all.
+        timeout: Seconds to wait for an answer, or an end, > 0.
+
+    Raises:
+        TypeError: ``argv`` is one text; raised here.
+        ValueError: ``argv`` is empty, ``level`` is neither 0 nor 1, ``timeout`` is not > 0, or a name fits no case;
+            raised here.
+        ModuleNotFoundError: There is no pytest; raised here.
+    """
+    import pytest
+
+    from ._conformance.finding import Finding
+    from ._conformance.runner import Suite, select_cases
+    from ._conformance.survey import NoStartError, Target
+
+    if isinstance(argv, str | bytes):
+        raise TypeError(f"argv must be a sequence of words, such as ['ruby', 'bridge.rb'], not {argv!r}")
+    if not argv:
+        raise ValueError("argv must name a program")
+    if level not in (0, 1):
+        raise ValueError(f"level must be 0 or 1, not {level!r}")
+    if not timeout > 0:
+        raise ValueError(f"timeout must be > 0 seconds, not {timeout!r}")
+    suite = Suite(Target(tuple(argv), timeout), level)
+
+    @pytest.mark.parametrize("case", select_cases(level, only), ids=str)
+    def check(case: Any) -> None:
+        try:
+            outcome = suite.run(case)
+        except NoStartError as error:
+            pytest.fail(str(error), pytrace=False)
+        except Finding as finding:
+            pytest.fail(str(finding), pytrace=False)
+        if outcome.finding is not None:
+            pytest.fail(str(outcome.finding), pytrace=False)
+        if outcome.reason is not None:
+            pytest.skip(f"{outcome.status}: {outcome.reason}")
+
+    test: Callable[..., None] = check
+    return test

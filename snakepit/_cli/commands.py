@@ -222,3 +222,52 @@ def bench(workers: int, rounds: int) -> int:
     from .bench import run_bench
 
     return run_bench(make_console(), workers, rounds)
+
+
+@group.command(
+    short_help="Test a bridge, in any language, against the protocol.",
+    epilog="""
+\b
+Examples:
+  snakepit conformance -- ruby bridge.rb
+  snakepit conformance -- ./bridge --handlers handlers.rb
+  snakepit conformance --level 0 -- ruby old_bridge.rb
+  snakepit conformance --only 'integers*' --timeout 60 -- ./bridge
+  snakepit conformance --json -- ./bridge | jq '.cases[] | select(.status == "failed")'
+""",
+)
+@click.argument("argv", metavar="-- ARGV...", nargs=-1, required=True, type=click.UNPROCESSED)
+@click.option(
+    "--level",
+    type=click.IntRange(0, 1),
+    default=1,
+    show_default=True,
+    help="Protocol level of the bridge; 0 speaks on stdin and stdout only.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.option("--only", multiple=True, metavar="NAME", help="Only this case, or those of a pattern; may be repeated.")
+@click.option(
+    "--timeout",
+    "timeout_s",
+    type=click.FloatRange(min=0, min_open=True),
+    default=10.0,
+    show_default=True,
+    metavar="S",
+    help="Seconds to wait for an answer, or an end.",
+)
+def conformance(argv: tuple[str, ...], level: int, as_json: bool, only: tuple[str, ...], timeout_s: float) -> int:
+    """Test the bridge that ARGV starts against the rules and transcripts of the frame protocol.
+
+    One line a case: ok, FAIL with what was sent, expected and received, n/a with what the bridge does
+    not have (a capability, a command), or cannot, with what its language is known not to allow.  The last
+    line counts the cases that apply.  Every case starts the bridge anew, and ends it.
+
+    Many cases need commands that a handler file has to bring; PROTOCOL.md, section 13, describes them, and
+    the kit looks for them where there is `identity`.  The more of them there are, the more is tested; a
+    command `echo` alone already opens most cases of values.
+
+    The exit status is 0; 1 if something was found; 2 for a usage error, or a bridge that did not start.
+    """
+    from .conformance import run_conformance
+
+    return run_conformance(make_console(), argv, level, as_json, only, timeout_s)

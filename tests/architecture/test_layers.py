@@ -16,7 +16,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("adapters",),
     ("_core",),
     ("_pool",),
-    ("executor",),
+    ("executor", "_conformance"),
     ("testing", "_cli", "_exports"),
     ("cli", "__init__"),
     ("__main__",),
