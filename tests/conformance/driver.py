@@ -22,9 +22,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import jsonschema
+
+from snakepit._adapters.java import JavaAdapter
 
 BRIDGES_DIR = Path(__file__).resolve().parents[2] / "bridges"
 GOLDEN_DIR = BRIDGES_DIR / "golden"
@@ -34,6 +36,8 @@ CAPABILITIES = ("errors", "pipeline", "session", "deadline", "attachments", "bat
 REPLY_TIMEOUT_S = 20.0  # arbitrary bound: an interpreter starts in 0.05 s on an idle machine
 # Numbers above the range that Node's own start-up marks close-on-exec, so the bridge has to do it.
 FRAME_FD_FLOOR = 60
+
+JAVA_HANDLERS = "Handlers"  # the class
 
 # language: (program, its options, suffix of bridge and handler file, rules it cannot keep)
 SCRIPT_LANGUAGES: dict[str, tuple[str, tuple[str, ...], str, tuple[str, ...]]] = {
@@ -60,13 +64,31 @@ class Bridge:
 
     name: str
     language: str
-    argv: tuple[str, ...]
+    argv: Sequence[str]
     runtime: str
     handlers: str
     cannot: frozenset[str] = frozenset()
 
     def __str__(self) -> str:
         return self.name
+
+
+class JavaCommand(Sequence[str]):
+    """The command line of the Java bridge, compiled with its test handlers when it is first looked at."""
+
+    @functools.cached_property
+    def _words(self) -> tuple[str, ...]:
+        return JavaAdapter(TESTS_DIR / "Handlers.java").argv()[: -len(("--handlers", JAVA_HANDLERS))]
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[str, ...]: ...
+    def __getitem__(self, index: int | slice) -> str | tuple[str, ...]:
+        return self._words[index]
+
+    def __len__(self) -> int:
+        return len(self._words)
 
 
 def _candidate_pythons() -> list[str]:
@@ -118,6 +140,7 @@ def find_bridges() -> list[Bridge]:
     ]
     found = shutil.which("node") or "node"
     bridges.append(Bridge("node", "javascript", (found, node), "node", str(TESTS_DIR / "handlers.js")))
+    bridges.append(Bridge("java", "java", JavaCommand(), "java", JAVA_HANDLERS))
     return [*bridges, *_script_bridges()]
 
 
