@@ -26,7 +26,7 @@ from typing import Any, overload
 
 import jsonschema
 
-from snakepit._adapters.java import JavaAdapter
+from snakepit import JavaAdapter
 
 BRIDGES_DIR = Path(__file__).resolve().parents[2] / "bridges"
 GOLDEN_DIR = BRIDGES_DIR / "golden"
