@@ -560,26 +560,18 @@ final class JsonReader {
 
     private Object value(int depth) throws BadJson {
         int c = next();
-        switch (c) {
-            case '{':
-                return object(depth + 1);
-            case '[':
-                return array(depth + 1);
-            case '"':
-                return string();
-            case 't':
-                word("true");
-                return Boolean.TRUE;
-            case 'f':
-                word("false");
-                return Boolean.FALSE;
-            case 'n':
-                word("null");
-                return null;
-            default:
+        return switch (c) {
+            case '{' -> object(depth + 1);
+            case '[' -> array(depth + 1);
+            case '"' -> string();
+            case 't' -> word("true", Boolean.TRUE);
+            case 'f' -> word("false", Boolean.FALSE);
+            case 'n' -> word("null", null);
+            default -> {
                 if (c != '-' && !isDigit(c)) throw unexpected();
-                return number();
-        }
+                yield number();
+            }
+        };
     }
 
     private void checkDepth(int depth) throws BadJson {
@@ -624,10 +616,11 @@ final class JsonReader {
         }
     }
 
-    private void word(String word) throws BadJson {
+    private Object word(String word, Object value) throws BadJson {
         for (int i = 0; i < word.length(); i++, at++) {
             if (at >= end || data[at] != word.charAt(i)) throw unexpected();
         }
+        return value;
     }
 
     private static boolean isDigit(int c) {
@@ -731,35 +724,23 @@ final class JsonReader {
 
     private char escape() throws BadJson {
         if (++at >= end) throw unexpected();
-        switch (data[at++]) {
-            case '"':
-                return '"';
-            case '\\':
-                return '\\';
-            case '/':
-                return '/';
-            case 'b':
-                return '\b';
-            case 'f':
-                return '\f';
-            case 'n':
-                return '\n';
-            case 'r':
-                return '\r';
-            case 't':
-                return '\t';
-            case 'u':
-                int unit = 0;
-                for (int i = 0; i < 4; i++, at++) {
-                    int digit = at < end ? Character.digit(data[at], 16) : -1;
-                    if (digit < 0) throw unexpected();
-                    unit = unit << 4 | digit;
-                }
-                return (char) unit;
-            default:
-                at--;
-                throw unexpected();
+        char letter = (char) data[at];
+        if (letter == 'u') return unit();
+        int known = "\"\\/bfnrt".indexOf(letter);
+        if (known < 0) throw unexpected();
+        at++;
+        return "\"\\/\b\f\n\r\t".charAt(known);
+    }
+
+    private char unit() throws BadJson {
+        int unit = 0;
+        at++;
+        for (int i = 0; i < 4; i++, at++) {
+            int digit = at < end ? Character.digit(data[at], 16) : -1;
+            if (digit < 0) throw unexpected();
+            unit = unit << 4 | digit;
         }
+        return (char) unit;
     }
 }
 
@@ -1266,6 +1247,7 @@ final class MethodHandler extends Handler {
     private final Registry registry;
     private final String className;
     private final String methodName;
+    private final boolean isStatic;
     private final String[] typeNames; // of all its parameters
     // What follows is made when it is first called: reflection takes as long as all else at the start.
     private Method method;
@@ -1275,11 +1257,19 @@ final class MethodHandler extends Handler {
     private boolean takesAll;
 
     private MethodHandler(
-            Registry registry, String name, String doc, String className, String methodName, String[] types, String[] params) {
+            Registry registry,
+            String name,
+            String doc,
+            String className,
+            String methodName,
+            boolean isStatic,
+            String[] types,
+            String[] params) {
         super(name, doc, params);
         this.registry = registry;
         this.className = className;
         this.methodName = methodName;
+        this.isStatic = isStatic;
         this.typeNames = types;
     }
 
@@ -1303,7 +1293,9 @@ final class MethodHandler extends Handler {
             }
             params.add(parameter.getName());
         }
-        return new MethodHandler(registry, name, doc, className, method.getName(), typeNames, params.toArray(new String[0]));
+        boolean isStatic = Modifier.isStatic(method.getModifiers());
+        String[] names = params.toArray(new String[0]);
+        return new MethodHandler(registry, name, doc, className, method.getName(), isStatic, typeNames, names);
     }
 
     static String place(Method method) {
@@ -1314,26 +1306,21 @@ final class MethodHandler extends Handler {
         return className + "." + methodName;
     }
 
-    Map<String, Object> describe() {
-        Map<String, Object> entry = new LinkedHashMap<>();
-        entry.put("name", name);
-        entry.put("doc", doc);
-        entry.put("class", className);
-        entry.put("method", methodName);
-        entry.put("types", typeNames);
-        entry.put("params", params);
-        return entry;
+    /** What the index keeps of it; read at every start, so it is short. */
+    Object[] entry() {
+        return new Object[] {name, doc, className, methodName, isStatic, typeNames, params};
     }
 
-    static MethodHandler of(Registry registry, Map<?, ?> entry) {
+    static MethodHandler of(Registry registry, List<?> entry) {
         return new MethodHandler(
                 registry,
-                (String) entry.get("name"),
-                (String) entry.get("doc"),
-                (String) entry.get("class"),
-                (String) entry.get("method"),
-                ((List<?>) entry.get("types")).toArray(new String[0]),
-                ((List<?>) entry.get("params")).toArray(new String[0]));
+                (String) entry.get(0),
+                (String) entry.get(1),
+                (String) entry.get(2),
+                (String) entry.get(3),
+                (Boolean) entry.get(4),
+                ((List<?>) entry.get(5)).toArray(new String[0]),
+                ((List<?>) entry.get(6)).toArray(new String[0]));
     }
 
     /** Its only parameter besides the context is called `args`: it takes everything as it was sent. */
@@ -1348,13 +1335,16 @@ final class MethodHandler extends Handler {
         return !only.isNamePresent() || only.getName().equals("args");
     }
 
+    void initialize() throws ReflectiveOperationException {
+        if (!isStatic) target = registry.instance(registry.load(className));
+    }
+
     private void resolve() throws ReflectiveOperationException {
         Class<?> owner = registry.load(className);
         Class<?>[] classes = new Class<?>[typeNames.length];
         for (int i = 0; i < classes.length; i++) classes[i] = registry.load(typeNames[i]);
         Method found = owner.getDeclaredMethod(methodName, classes);
         found.trySetAccessible();
-        if (!Modifier.isStatic(found.getModifiers())) target = registry.instance(owner);
         takesAll = takesAll(found);
         types = new Type[classes.length];
         names = new String[classes.length];
@@ -1467,24 +1457,16 @@ final class Registry {
     }
 
     Class<?> load(String name) throws ClassNotFoundException {
-        switch (name) {
-            case "boolean":
-                return boolean.class;
-            case "byte":
-                return byte.class;
-            case "short":
-                return short.class;
-            case "int":
-                return int.class;
-            case "long":
-                return long.class;
-            case "float":
-                return float.class;
-            case "double":
-                return double.class;
-            default:
-                return Class.forName(name, true, loader);
-        }
+        return switch (name) {
+            case "boolean" -> boolean.class;
+            case "byte" -> byte.class;
+            case "short" -> short.class;
+            case "int" -> int.class;
+            case "long" -> long.class;
+            case "float" -> float.class;
+            case "double" -> double.class;
+            default -> Class.forName(name, true, loader);
+        };
     }
 
     Object instance(Class<?> owner) throws ReflectiveOperationException {
@@ -1524,8 +1506,8 @@ final class Registry {
         } else if (index != null) {
             Map<?, ?> read = readIndex(index);
             for (Object name : (List<?>) read.get("classes")) classNames.add((String) name);
-            for (Object entry : (List<?>) read.get("commands")) add(MethodHandler.of(this, (Map<?, ?>) entry));
-            for (Object entry : (List<?>) read.get("starters")) starters.add(MethodHandler.of(this, (Map<?, ?>) entry));
+            for (Object entry : (List<?>) read.get("commands")) add(MethodHandler.of(this, (List<?>) entry));
+            for (Object entry : (List<?>) read.get("starters")) starters.add(MethodHandler.of(this, (List<?>) entry));
             return;
         } else classNames.addAll(Arrays.asList(handlers.split(",")));
         for (String name : classNames) scan(Class.forName(name, false, loader));
@@ -1568,26 +1550,16 @@ final class Registry {
 
     /** Run what the classes do when they are first used: their static parts and their constructors. */
     void initialize() throws ReflectiveOperationException {
-        for (String name : classNames) {
-            Class<?> owner = Class.forName(name, true, loader);
-            for (Method method : owner.getDeclaredMethods()) {
-                boolean own = isHandler(owner.getName() + "." + method.getName());
-                if (own && !Modifier.isStatic(method.getModifiers())) {
-                    instance(owner);
-                    break;
-                }
-            }
+        for (String name : classNames) load(name);
+        for (Handler handler : commands.values()) {
+            if (handler instanceof MethodHandler) ((MethodHandler) handler).initialize();
         }
+        for (MethodHandler starter : starters) starter.initialize();
     }
 
-    private boolean isHandler(String place) {
-        for (Handler handler : commands.values()) {
-            if (handler instanceof MethodHandler && ((MethodHandler) handler).place().equals(place)) return true;
-        }
-        for (MethodHandler starter : starters) {
-            if (starter.place().equals(place)) return true;
-        }
-        return false;
+    /** Load the classes without running anything of theirs. */
+    void touch() throws ClassNotFoundException {
+        for (String name : classNames) Class.forName(name, false, loader);
     }
 
     Refusal unknown(String name) {
@@ -1609,10 +1581,10 @@ final class Registry {
             index.put("java", Runtime.version().feature());
             index.put("classes", registry.classNames);
             List<Object> commands = new ArrayList<>();
-            for (Handler command : registry.commands.values()) commands.add(((MethodHandler) command).describe());
+            for (Handler command : registry.commands.values()) commands.add(((MethodHandler) command).entry());
             index.put("commands", commands);
             List<Object> starters = new ArrayList<>();
-            for (MethodHandler starter : registry.starters) starters.add(starter.describe());
+            for (MethodHandler starter : registry.starters) starters.add(starter.entry());
             index.put("starters", starters);
             Text text = new Text(4096).plain(index).ascii("\n");
             System.out.write(text.bytes, 0, text.size);
@@ -1739,17 +1711,10 @@ final class BuiltIn extends Handler {
         Map<String, Object> result = new LinkedHashMap<>();
         result.put("status", "ok");
         switch (name) {
-            case "ping":
-                ping(result, args);
-                break;
-            case "echo":
-                result.put("echoed", args);
-                break;
-            case "compute":
-                compute(result, args);
-                break;
-            default:
-                info(result);
+            case "ping" -> ping(result, args);
+            case "echo" -> result.put("echoed", args);
+            case "compute" -> compute(result, args);
+            default -> info(result);
         }
         result.put("timestamp", System.currentTimeMillis() / 1000.0);
         return result;
@@ -1821,27 +1786,20 @@ final class BuiltIn extends Handler {
     }
 
     private static Number compute(String operation, double a, double b) {
-        switch (operation) {
-            case "add":
-                return a + b;
-            case "subtract":
-                return a - b;
-            case "multiply":
-                return a * b;
-            default:
-                return a / b;
-        }
+        return switch (operation) {
+            case "add" -> a + b;
+            case "subtract" -> a - b;
+            case "multiply" -> a * b;
+            default -> a / b;
+        };
     }
 
     private static Number compute(String operation, BigInteger a, BigInteger b) {
-        switch (operation) {
-            case "add":
-                return a.add(b);
-            case "subtract":
-                return a.subtract(b);
-            default:
-                return a.multiply(b);
-        }
+        return switch (operation) {
+            case "add" -> a.add(b);
+            case "subtract" -> a.subtract(b);
+            default -> a.multiply(b);
+        };
     }
 }
 
@@ -2149,14 +2107,19 @@ final class Worker {
         reply.put("language", "java");
         reply.put("runtime", System.getProperty("java.version"));
         reply.put("bridge", SnakepitBridge.VERSION);
-        reply.put("pid", ProcessHandle.current().pid());
+        // The launcher knows it: to ask Java takes a fifth of a start.
+        Long pid = Long.getLong("snakepit.pid");
+        reply.put("pid", pid == null ? (Long) ProcessHandle.current().pid() : pid);
         reply.put("commands", commands);
         return reply;
     }
 
     private void load(Object startArgs, Request request) throws Throwable {
         if (handlers != null) registry.load(handlers, System.getProperty("snakepit.index"));
-        if (Boolean.getBoolean("snakepit.dump")) return; // a start for the sake of the shared archive runs no user code
+        if (Boolean.getBoolean("snakepit.dump")) { // a start for the sake of the shared archive runs no user code
+            registry.touch();
+            return;
+        }
         registry.initialize();
         if (startArgs != null && registry.starters.isEmpty()) {
             throw Refusal.badArgs("start_args were given, but the handlers define no @OnStart method");

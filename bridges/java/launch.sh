@@ -12,4 +12,4 @@ fi
 unset SNAKEPIT_FDS SNAKEPIT_CLAIM_FD
 java=$1
 shift
-exec "$java" "-Dsnakepit.fds=$fds" "-Dsnakepit.claim=$claim" "$@"
+exec "$java" "-Dsnakepit.pid=$$" "-Dsnakepit.fds=$fds" "-Dsnakepit.claim=$claim" "$@"

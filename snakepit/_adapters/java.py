@@ -265,7 +265,7 @@ class _Build:
         payloads = [json.dumps(request).encode() for request in requests]
         self._run(
             *(self.java, f"-XX:ArchiveClassesAtExit={self.archive}", "-Dsnakepit.dump=true"),
-            *(f"-Dsnakepit.index={self.index}", "-Dsnakepit.fds=0,1"),
+            *(f"-Dsnakepit.index={self.index}", "-Dsnakepit.fds=0,1", "-Dsnakepit.pid=0"),
             *self.command(),
             requests=b"".join(len(payload).to_bytes(4, "big") + payload for payload in payloads),
         )
