@@ -462,7 +462,8 @@ final class Input implements Runnable {
             parked = false;
         }
         // RACE: 1. the watcher finds a slow request  2. its handler ends  3. the main thread wants the next
-        // request.  The flag, set under the lock, makes it wait for what the watcher reads.
+        // request.  The flag, set under the lock, makes it wait for what the watcher reads
+        // (tests/conformance/test_java.py::test_request_behind_a_slow_one_is_served).
         ahead = true;
     }
 
@@ -831,15 +832,18 @@ final class Text {
 
     private void write(Object value) {
         if (value == null) ascii("null");
-        else if (value instanceof String) string((String) value);
+        else if (value instanceof String text) string(text);
         else if (value instanceof Long || value instanceof Integer || value instanceof Boolean) ascii(value.toString());
         else if (value instanceof Double || value instanceof Float) real(((Number) value).doubleValue());
-        else if (value instanceof Map) object((Map<?, ?>) value);
-        else if (value instanceof List) list((List<?>) value);
-        else if (value instanceof Short || value instanceof Byte || value instanceof BigInteger) ascii(value.toString());
-        else if (value instanceof byte[]) attach((byte[]) value);
+        else if (value instanceof Map<?, ?> map) object(map);
+        else if (value instanceof List<?> list) list(list);
+        else if (value instanceof BigInteger || value instanceof Short || value instanceof Byte) ascii(value + "");
+        else if (value instanceof byte[] data) attach(data);
         else if (value.getClass().isArray()) array(value);
-        else throw refused(value.getClass().getTypeName() + " is not JSON; return a Map, a List, text, a number or byte[]");
+        else {
+            String type = value.getClass().getTypeName();
+            throw refused(type + " is not JSON; return a Map, a List, an array, text, a number or a boolean");
+        }
     }
 
     private void real(double value) {
@@ -859,15 +863,16 @@ final class Text {
         boolean first = true;
         for (Map.Entry<?, ?> entry : map.entrySet()) {
             Object key = entry.getKey();
-            if (!(key instanceof String)) {
+            if (!(key instanceof String name)) {
                 depth--;
                 String kind = key == null ? "null" : key.getClass().getTypeName();
-                throw refused("key " + Errors.shorten(String.valueOf(key), 80) + " is " + kind + "; JSON keys are text");
+                String shown = Errors.shorten(String.valueOf(key), 80);
+                throw refused("key " + shown + " is " + kind + "; JSON keys are text");
             }
             if (!first) ascii(",");
             first = false;
             steps[depth - 1] = key;
-            string((String) key);
+            string(name);
             ascii(":");
             write(entry.getValue());
         }
@@ -1053,7 +1058,8 @@ final class Errors {
         StringBuilder shown = new StringBuilder();
         boolean below = false;
         for (String line : all.toString().split("\n")) {
-            below = line.startsWith("\tat ") && (below || line.contains("jdk.internal.reflect.") || line.contains("snakepit."));
+            boolean own = line.contains("jdk.internal.reflect.") || line.contains("snakepit.");
+            below = line.startsWith("\tat ") && (below || own);
             if (!below) shown.append(line).append('\n');
         }
         return cap(shown.toString());
@@ -1062,7 +1068,7 @@ final class Errors {
     /** The `error` object of a reply: PROTOCOL.md, "Errors". */
     static Map<String, Object> describe(Throwable error) {
         Map<String, Object> report = new LinkedHashMap<>();
-        Refusal refusal = error instanceof Refusal ? (Refusal) error : null;
+        Refusal refusal = error instanceof Refusal known ? known : null;
         report.put("code", refusal == null ? "handler_error" : refusal.code);
         report.put("type", refusal == null ? type(error) : refusal.type);
         report.put("message", text(error));
@@ -1116,41 +1122,37 @@ final class Fit {
 
     /** Say whether some JSON value can become this type. */
     static boolean isKnown(Type type) {
-        if (type instanceof Class) {
-            Class<?> known = (Class<?>) type;
+        if (type instanceof Class<?> known) {
             if (known.isArray()) return isKnown(known.getComponentType());
             return known.isPrimitive() && known != char.class && known != void.class
                     || Number.class.isAssignableFrom(known) && known.getName().matches("java\\.(lang|math)\\.\\w+")
-                    || known == Object.class || known == String.class || known == Boolean.class
-                    || known == Map.class || known == List.class || known == Optional.class;
+                    || List.of(Object.class, String.class, Boolean.class, Map.class, List.class, Optional.class)
+                            .contains(known);
         }
-        if (type instanceof ParameterizedType) {
-            Type[] inner = ((ParameterizedType) type).getActualTypeArguments();
-            Type raw = ((ParameterizedType) type).getRawType();
-            if (raw == Map.class) return inner[0] == String.class && isKnown(inner[1]);
-            return isKnown(raw) && isKnown(inner[0]);
+        if (type instanceof ParameterizedType of) {
+            Type[] inner = of.getActualTypeArguments();
+            if (of.getRawType() == Map.class) return inner[0] == String.class && isKnown(inner[1]);
+            return isKnown(of.getRawType()) && isKnown(inner[0]);
         }
-        if (type instanceof GenericArrayType) return isKnown(((GenericArrayType) type).getGenericComponentType());
+        if (type instanceof GenericArrayType array) return isKnown(array.getGenericComponentType());
         return type instanceof WildcardType;
     }
 
     static Object convert(Object value, Type type) {
-        if (type instanceof Class) return toClass(value, (Class<?>) type);
-        if (type instanceof ParameterizedType) {
-            Type raw = ((ParameterizedType) type).getRawType();
-            Type[] inner = ((ParameterizedType) type).getActualTypeArguments();
-            if (raw == Optional.class) {
+        if (type instanceof Class<?> known) return toClass(value, known);
+        if (type instanceof ParameterizedType of) {
+            Type[] inner = of.getActualTypeArguments();
+            if (of.getRawType() == Optional.class) {
                 Object content = value == null ? null : convert(value, inner[0]);
                 return content == MISMATCH ? MISMATCH : Optional.ofNullable(content);
             }
             if (value == null) return null;
-            if (raw == Map.class) return value instanceof Map ? toMap((Map<?, ?>) value, inner[1]) : MISMATCH;
-            return value instanceof List ? toList((List<?>) value, inner[0]) : MISMATCH;
+            if (of.getRawType() == Map.class) return value instanceof Map<?, ?> map ? toMap(map, inner[1]) : MISMATCH;
+            return value instanceof List<?> list ? toList(list, inner[0]) : MISMATCH;
         }
-        if (type instanceof GenericArrayType) {
-            Type item = ((GenericArrayType) type).getGenericComponentType();
-            Type raw = item instanceof ParameterizedType ? ((ParameterizedType) item).getRawType() : item;
-            return toArray(value, item, (Class<?>) raw);
+        if (type instanceof GenericArrayType array) {
+            Type item = array.getGenericComponentType();
+            return toArray(value, item, (Class<?>) (item instanceof ParameterizedType of ? of.getRawType() : item));
         }
         return value;
     }
@@ -1179,8 +1181,7 @@ final class Fit {
 
     private static Object toArray(Object value, Type type, Class<?> raw) {
         if (value == null) return null;
-        if (!(value instanceof List)) return MISMATCH;
-        List<?> list = (List<?>) value;
+        if (!(value instanceof List<?> list)) return MISMATCH;
         Object array = Array.newInstance(raw, list.size());
         for (int i = 0; i < list.size(); i++) {
             Object item = convert(list.get(i), type);
@@ -1196,34 +1197,34 @@ final class Fit {
         if (value == null) return type.isPrimitive() ? MISMATCH : null;
         if (type.isInstance(value)) return value;
         if (type == boolean.class) return value instanceof Boolean ? value : MISMATCH;
-        if (value instanceof Number) return toNumber((Number) value, type);
-        if (type.isArray() && type != byte[].class) return toArray(value, type.getComponentType(), type.getComponentType());
-        return MISMATCH;
+        if (value instanceof Number number) return toNumber(number, type);
+        Class<?> item = type.isArray() && type != byte[].class ? type.getComponentType() : null;
+        return item == null ? MISMATCH : toArray(value, item, item);
     }
 
     /** An integer fits where it stays the same; 2.0 is no integer. */
     private static Object toNumber(Number number, Class<?> type) {
-        if (number instanceof Long) {
-            long value = number.longValue();
-            if (type == long.class) return value;
-            if (type == int.class || type == Integer.class) return (int) value == value ? (Object) (int) value : MISMATCH;
-            if (type == short.class || type == Short.class) return (short) value == value ? (Object) (short) value : MISMATCH;
-            if (type == byte.class || type == Byte.class) return (byte) value == value ? (Object) (byte) value : MISMATCH;
-            if (type == double.class || type == Double.class)
-                return Math.abs(value) <= 1L << 53 ? (Object) (double) value : MISMATCH;
-            if (type == float.class || type == Float.class)
-                return Math.abs(value) <= 1L << 24 ? (Object) (float) value : MISMATCH;
+        boolean isDouble = type == double.class || type == Double.class;
+        boolean isFloat = type == float.class || type == Float.class;
+        if (number instanceof Long integer) {
+            long value = integer;
             if (type == BigInteger.class) return BigInteger.valueOf(value);
-            return type == BigDecimal.class ? BigDecimal.valueOf(value) : MISMATCH;
+            if (type == BigDecimal.class) return BigDecimal.valueOf(value);
+            Number fitted = null;
+            if (type == long.class) fitted = value;
+            else if (type == int.class || type == Integer.class) fitted = (int) value;
+            else if (type == short.class || type == Short.class) fitted = (short) value;
+            else if (type == byte.class || type == Byte.class) fitted = (byte) value;
+            else if (isDouble && Math.abs(value) <= 1L << 53) fitted = (double) value;
+            else if (isFloat && Math.abs(value) <= 1L << 24) fitted = (float) value;
+            return fitted != null && fitted.longValue() == value ? fitted : MISMATCH;
         }
-        if (number instanceof Double) {
-            double value = number.doubleValue();
-            if (type == double.class) return value;
-            if (type == float.class || type == Float.class)
-                return Float.isFinite((float) value) ? (Object) (float) value : MISMATCH;
-            return type == BigDecimal.class ? BigDecimal.valueOf(value) : MISMATCH;
+        if (number instanceof Double real) {
+            if (isDouble) return real;
+            if (isFloat && Float.isFinite(real.floatValue())) return real.floatValue();
+            return type == BigDecimal.class ? BigDecimal.valueOf(real) : MISMATCH;
         }
-        return type == BigDecimal.class && number instanceof BigInteger ? new BigDecimal((BigInteger) number) : MISMATCH;
+        return type == BigDecimal.class && number instanceof BigInteger big ? new BigDecimal(big) : MISMATCH;
     }
 }
 
@@ -1283,13 +1284,13 @@ final class MethodHandler extends Handler {
         for (Parameter parameter : method.getParameters()) {
             if (parameter.getType() == SnakepitBridge.Context.class || takesAll) continue;
             if (!parameter.isNamePresent()) {
-                throw new IllegalArgumentException(
-                        place(method) + ": compile it with -parameters, or take (Map<String, Object> args, Context ctx)");
+                String advice = ": compile it with -parameters, or take (Map<String, Object> args, Context ctx)";
+                throw new IllegalArgumentException(place(method) + advice);
             }
             if (!Fit.isKnown(parameter.getParameterizedType())) {
                 String type = parameter.getParameterizedType().getTypeName();
-                throw new IllegalArgumentException(
-                        place(method) + ": parameter '" + parameter.getName() + "' is " + type + ", which no JSON value becomes");
+                String what = place(method) + ": parameter '" + parameter.getName() + "' is " + type;
+                throw new IllegalArgumentException(what + ", which no JSON value becomes");
             }
             params.add(parameter.getName());
         }
@@ -1371,8 +1372,9 @@ final class MethodHandler extends Handler {
     /** An object is bound by name, an array by position, null to nothing; a scalar is the first of all. */
     private Object[] bind(Object args, SnakepitBridge.Context context) {
         Object[] values = new Object[types.length];
-        Map<?, ?> byName = args instanceof Map ? (Map<?, ?>) args : null;
-        List<?> byPlace = args instanceof List ? (List<?>) args : byName != null || args == null ? List.of() : List.of(args);
+        Map<?, ?> byName = args instanceof Map<?, ?> map ? map : null;
+        List<?> scalar = byName != null || args == null ? List.of() : List.of(args);
+        List<?> byPlace = args instanceof List<?> list ? list : scalar;
         List<String> missing = new ArrayList<>();
         int bound = 0;
         int position = 0;
@@ -1382,8 +1384,9 @@ final class MethodHandler extends Handler {
                 continue;
             }
             if (takesAll) {
-                if (types[i] != Object.class && byName == null) throw Refusal.badArgs(name + ": args must be an object");
                 values[i] = args;
+                boolean fits = types[i] == Object.class || byName != null;
+                if (!fits) throw Refusal.badArgs(name + ": args must be an object");
                 continue;
             }
             boolean given = byName == null ? position < byPlace.size() : byName.containsKey(names[i]);
@@ -1404,8 +1407,7 @@ final class MethodHandler extends Handler {
     }
 
     private static boolean isOptional(Type type) {
-        return type == Optional.class
-                || type instanceof ParameterizedType && ((ParameterizedType) type).getRawType() == Optional.class;
+        return type == Optional.class || type instanceof ParameterizedType of && of.getRawType() == Optional.class;
     }
 
     private Refusal mismatch(String param, Type type, Object value) {
@@ -1542,8 +1544,8 @@ final class Registry {
     private void add(MethodHandler handler) {
         if (handler.name.equals("ping")) throw new IllegalArgumentException("command 'ping' belongs to the bridge");
         Handler old = commands.put(handler.name, handler);
-        if (old instanceof MethodHandler) {
-            String places = ((MethodHandler) old).place() + " and " + handler.place();
+        if (old instanceof MethodHandler first) {
+            String places = first.place() + " and " + handler.place();
             throw new IllegalArgumentException("command '" + handler.name + "' is defined twice: " + places);
         }
     }
@@ -1552,7 +1554,7 @@ final class Registry {
     void initialize() throws ReflectiveOperationException {
         for (String name : classNames) load(name);
         for (Handler handler : commands.values()) {
-            if (handler instanceof MethodHandler) ((MethodHandler) handler).initialize();
+            if (handler instanceof MethodHandler own) own.initialize();
         }
         for (MethodHandler starter : starters) starter.initialize();
     }
@@ -1564,7 +1566,8 @@ final class Registry {
 
     Refusal unknown(String name) {
         String available = String.join(", ", commands.keySet());
-        return new Refusal("unknown_command", "UnknownCommand", "Unknown command: '" + name + "'. Available: " + available);
+        String message = "Unknown command: '" + name + "'. Available: " + available;
+        return new Refusal("unknown_command", "UnknownCommand", message);
     }
 
     /** Print the index of the classes named: what the start would otherwise find out by reflection. */
@@ -1612,8 +1615,8 @@ final class Sources {
         try (JarFile jar = new JarFile(file)) {
             for (JarEntry entry : java.util.Collections.list(jar.entries())) {
                 String name = entry.getName();
-                if (!name.endsWith(".class") || name.startsWith("META-INF/") || !mentions(jar.getInputStream(entry).readAllBytes()))
-                    continue;
+                if (!name.endsWith(".class") || name.startsWith("META-INF/")) continue;
+                if (!mentions(jar.getInputStream(entry).readAllBytes())) continue;
                 names.add(name.substring(0, name.length() - 6).replace('/', '.'));
             }
         }
@@ -1670,7 +1673,8 @@ final class Sources {
                 @Override
                 public JavaFileObject getJavaFileForOutput(
                         Location location, String name, JavaFileObject.Kind kind, FileObject sibling) {
-                    return new SimpleJavaFileObject(URI.create("mem:///" + name.replace('.', '/') + kind.extension), kind) {
+                    URI place = URI.create("mem:///" + name.replace('.', '/') + kind.extension);
+                    return new SimpleJavaFileObject(place, kind) {
                         @Override
                         public OutputStream openOutputStream() {
                             return new ByteArrayOutputStream() {
@@ -1723,8 +1727,8 @@ final class BuiltIn extends Handler {
     private void ping(Map<String, Object> result, Object args) {
         Object id = worker.workerId;
         Object echo = args;
-        if (args instanceof Map) {
-            Map<Object, Object> copy = new LinkedHashMap<>((Map<?, ?>) args);
+        if (args instanceof Map<?, ?> map) {
+            Map<Object, Object> copy = new LinkedHashMap<>(map);
             // The handshake's own words; start_args may be large.
             copy.remove("protocol");
             copy.remove("start_args");
@@ -1757,18 +1761,18 @@ final class BuiltIn extends Handler {
     }
 
     private static void compute(Map<String, Object> result, Object args) {
-        if (!(args instanceof Map)) throw Refusal.badArgs("compute: args must be an object");
-        Map<?, ?> fields = (Map<?, ?>) args;
+        if (!(args instanceof Map<?, ?> fields)) throw Refusal.badArgs("compute: args must be an object");
         for (String field : new String[] {"operation", "a", "b"}) {
             if (!fields.containsKey(field)) throw Refusal.badArgs("compute: missing field '" + field + "'");
         }
         Object operation = fields.get("operation");
         if (!List.of("add", "divide", "multiply", "subtract").contains(operation == null ? "" : operation)) {
-            String shown = Errors.shorten(operation instanceof String ? (String) operation : Registry.json(operation), 200);
+            String shown = Errors.shorten(operation instanceof String text ? text : Registry.json(operation), 200);
             throw Refusal.badArgs("compute: unknown operation '" + shown + "'; one of add, divide, multiply, subtract");
         }
         for (String field : new String[] {"a", "b"}) {
-            if (!(fields.get(field) instanceof Number)) throw Refusal.badArgs("compute: field '" + field + "' must be a number");
+            if (fields.get(field) instanceof Number) continue;
+            throw Refusal.badArgs("compute: field '" + field + "' must be a number");
         }
         Number a = (Number) fields.get("a");
         Number b = (Number) fields.get("b");
@@ -1866,62 +1870,74 @@ final class Worker {
         long id;
         try {
             Object parsed = JsonReader.parse(input.data, input.from, input.to);
-            if (!(parsed instanceof Map)) throw new BadJson("not an object");
-            message = (Map<?, ?>) parsed;
+            if (!(parsed instanceof Map<?, ?> map)) throw new BadJson("not an object");
+            message = map;
             if (!message.containsKey("command") && message.containsKey("type")) {
                 if ("session_end".equals(message.get("type"))) sessions.remove(message.get("session"));
                 return -1;
             }
-            if (!(message.get("id") instanceof Long)) throw new BadJson("no integer id");
-            id = (Long) message.get("id");
+            if (!(message.get("id") instanceof Long number)) throw new BadJson("no integer id");
+            id = number;
         } catch (BadJson error) {
             badFrame(input, error.getMessage());
             return -1;
         }
-        if (started) serve(id, message);
-        else return start(id, message);
+        if (!started) return start(id, message);
+        serve(id, message);
         return -1;
     }
 
     // Requests
 
-    private void serve(long id, Map<?, ?> message) throws IOException, FramingError {
-        Refusal problem = level == 0 ? null : takeAttachments(message);
-        Object command = message.get("command");
-        Object args = message.containsKey("args") ? message.get("args") : new LinkedHashMap<>();
-        Object session = level == 0 ? null : message.get("session");
-        Object budget = level == 0 ? null : message.get("deadline_ms");
-        boolean isBatch = level > 0 && message.containsKey("batch");
-        List<?> batch = isBatch && message.get("batch") instanceof List ? (List<?>) message.get("batch") : List.of();
-        boolean claim = level > 0 && Boolean.TRUE.equals(message.get("claim"));
-        if (problem == null) {
-            String request = "request " + id + ": ";
-            if (budget != null && !(budget instanceof Number)) problem = Refusal.badArgs(request + "'deadline_ms' must be a number");
-            else if (session != null && !(session instanceof String)) problem = Refusal.badArgs(request + "'session' must be a string");
-            else if (isBatch && !(message.get("batch") instanceof List)) problem = Refusal.badArgs(request + "'batch' must be an array");
-            else if (isBatch && batch.isEmpty()) problem = Refusal.badArgs(request + "'batch' must not be empty");
-            else if (!(command instanceof String)) problem = Refusal.badArgs(request + "'command' must be a string");
-            else if (!registry.commands.containsKey(command)) problem = registry.unknown((String) command);
+    private void serve(long id, Map<?, ?> sent) throws IOException, FramingError {
+        Map<?, ?> message = sent;
+        Refusal problem = null;
+        if (level > 0) problem = takeAttachments(message);
+        else {
+            message = new HashMap<>(sent);
+            message.keySet().retainAll(List.of("command", "args")); // the rest has no meaning there
         }
-        Handler handler = problem == null ? registry.commands.get(command) : null;
-        long deadline = budget instanceof Number ? System.nanoTime() + (long) (((Number) budget).doubleValue() * 1e6) : 0;
-        if (batch.isEmpty()) {
-            if (!claim || claim(id, -1, problem)) {
-                answer(new Request(this, id, -1, (String) (problem == null ? session : null), budget != null, deadline), handler, args, problem);
-            }
+        Object args = message.containsKey("args") ? message.get("args") : new LinkedHashMap<>();
+        boolean claim = Boolean.TRUE.equals(message.get("claim"));
+        if (problem == null) problem = findProblem("request " + id + ": ", message);
+        Handler handler = problem == null ? registry.commands.get(message.get("command")) : null;
+        String session = message.get("session") instanceof String name ? name : null;
+        Double budget = message.get("deadline_ms") instanceof Number number ? number.doubleValue() : null;
+        Long deadline = budget == null ? null : (Long) (System.nanoTime() + (long) (budget * 1e6));
+        if (!(message.get("batch") instanceof List<?> batch) || batch.isEmpty()) {
+            if (claim && !claim(id, -1, problem)) return;
+            answer(new Request(this, id, -1, session, deadline), handler, args, problem);
             return;
         }
-        long since = System.nanoTime() - 2 * BATCH_WAIT_NS;
+        long since = System.nanoTime();
         for (int index = 0; index < batch.size(); index++) {
             long now = System.nanoTime();
-            if (now - since > BATCH_WAIT_NS) {
+            if (index == 0 || now - since > BATCH_WAIT_NS) {
                 flush();
                 since = now;
             }
             if (claim && !claim(id, index, problem)) continue;
-            answer(new Request(this, id, index, (String) (problem == null ? session : null), budget != null, deadline), handler, batch.get(index), problem);
+            answer(new Request(this, id, index, session, deadline), handler, batch.get(index), problem);
         }
         flush();
+    }
+
+    private Refusal findProblem(String request, Map<?, ?> message) {
+        Object session = message.get("session");
+        Object budget = message.get("deadline_ms");
+        Object batch = message.get("batch");
+        boolean isDeadline = budget == null || budget instanceof Number;
+        if (!isDeadline) return Refusal.badArgs(request + "'deadline_ms' must be a number");
+        boolean isSession = session == null || session instanceof String;
+        if (!isSession) return Refusal.badArgs(request + "'session' must be a string");
+        if (message.containsKey("batch")) {
+            if (!(batch instanceof List<?> items)) return Refusal.badArgs(request + "'batch' must be an array");
+            if (items.isEmpty()) return Refusal.badArgs(request + "'batch' must not be empty");
+        }
+        if (!(message.get("command") instanceof String name)) {
+            return Refusal.badArgs(request + "'command' must be a string");
+        }
+        return registry.commands.containsKey(name) ? null : registry.unknown(name);
     }
 
     /** Take the byte that stands for one item; false, the item answered, when the host has taken it back. */
@@ -1955,10 +1971,10 @@ final class Worker {
         try {
             input.begin();
             result = handler.call(args, request);
-            if (result instanceof CompletionStage) result = ((CompletionStage<?>) result).toCompletableFuture();
-            if (result instanceof Future) {
+            if (result instanceof CompletionStage<?> stage) result = stage.toCompletableFuture();
+            if (result instanceof Future<?> future) {
                 flush();
-                result = await((Future<?>) result);
+                result = await(future);
             }
         } catch (Throwable error) {
             settle(request);
@@ -1989,10 +2005,10 @@ final class Worker {
     private Refusal takeAttachments(Map<?, ?> message) throws IOException, FramingError {
         Object listed = message.get("attachments");
         if (listed == null) return null;
-        List<?> entries = listed instanceof List ? (List<?>) listed : Arrays.asList((Object) null);
+        List<?> entries = listed instanceof List<?> list ? list : Arrays.asList((Object) null);
         for (Object entry : entries) {
-            Object size = entry instanceof Map ? ((Map<?, ?>) entry).get("len") : null;
-            if (!(size instanceof Long) || (Long) size < 0 || (Long) size > Integer.MAX_VALUE - 8) {
+            Object size = entry instanceof Map<?, ?> map ? map.get("len") : null;
+            if (!(size instanceof Long length) || length < 0 || length > Integer.MAX_VALUE - 8) {
                 throw new FramingError("attachments without a usable 'len': the frames that follow cannot be counted");
             }
         }
@@ -2002,10 +2018,11 @@ final class Worker {
             Map<?, ?> entry = (Map<?, ?>) each;
             byte[] bytes = new byte[((Long) entry.get("len")).intValue()];
             input.readRaw(bytes);
-            String reason = "bytes".equals(entry.get("kind")) ? place(message, entry.get("path"), bytes) : "its kind is not 'bytes'";
+            Object path = entry.get("path");
+            String reason = "bytes".equals(entry.get("kind")) ? place(message, path, bytes) : "its kind is not 'bytes'";
             if (reason != null && problem == null) {
-                String path = entry.get("path") instanceof String ? "'" + Errors.shorten((String) entry.get("path"), 200) + "'" : "without a path";
-                problem = Refusal.badArgs("attachment " + path + ": " + reason);
+                String shown = path instanceof String text ? "'" + Errors.shorten(text, 200) + "'" : "without a path";
+                problem = Refusal.badArgs("attachment " + shown + ": " + reason);
             }
         }
         return problem;
@@ -2014,8 +2031,8 @@ final class Worker {
     /** Set the null at a JSON pointer to the bytes; returns the reason if that is impossible. */
     @SuppressWarnings("unchecked")
     private static String place(Object message, Object pointer, byte[] bytes) {
-        if (!(pointer instanceof String) || !((String) pointer).startsWith("/")) return "not a JSON pointer";
-        String[] steps = ((String) pointer).substring(1).split("/", -1);
+        if (!(pointer instanceof String path) || !path.startsWith("/")) return "not a JSON pointer";
+        String[] steps = path.substring(1).split("/", -1);
         Object target = message;
         for (int i = 0; i < steps.length; i++) {
             String step = steps[i].replace("~1", "/").replace("~0", "~");
@@ -2050,11 +2067,11 @@ final class Worker {
         boolean isPing = "ping".equals(message.get("command")) && message.get("args") instanceof Map;
         Map<?, ?> args = isPing ? (Map<?, ?>) message.get("args") : Map.of();
         boolean offered;
-        Request request = new Request(this, id, -1, null, false, 0);
+        Request request = new Request(this, id, -1, null, null);
         try {
             input.begin();
             offered = negotiate(args.get("protocol"));
-            if (args.get("worker_id") instanceof String) workerId = (String) args.get("worker_id");
+            if (args.get("worker_id") instanceof String name) workerId = name;
             load(args.get("start_args"), request);
         } catch (Throwable error) {
             settle(request);
@@ -2076,16 +2093,16 @@ final class Worker {
     }
 
     private boolean negotiate(Object offer) {
-        if (!(offer instanceof Map)) return false;
-        Map<?, ?> terms = (Map<?, ?>) offer;
-        if (!(terms.get("versions") instanceof List) || !((List<?>) terms.get("versions")).contains(1L)) return false;
+        if (!(offer instanceof Map<?, ?> terms)) return false;
+        if (!(terms.get("versions") instanceof List<?> versions) || !versions.contains(1L)) return false;
         level = 1;
-        Object maxFrame = terms.containsKey("max_frame") ? terms.get("max_frame") : (Object) (long) SnakepitBridge.DEFAULT_MAX_FRAME;
-        if (!(maxFrame instanceof Long) || (Long) maxFrame < 1) {
+        Object maxFrame = terms.get("max_frame");
+        if (!terms.containsKey("max_frame")) maxFrame = (long) SnakepitBridge.DEFAULT_MAX_FRAME;
+        if (!(maxFrame instanceof Long limit) || limit < 1) {
             throw Refusal.badArgs("ping: protocol.max_frame must be an integer >= 1");
         }
-        input.maxFrame = (int) Math.min((Long) maxFrame, SnakepitBridge.LARGEST_MAX_FRAME);
-        List<?> theirs = terms.get("capabilities") instanceof List ? (List<?>) terms.get("capabilities") : List.of();
+        input.maxFrame = (int) Math.min(limit, SnakepitBridge.LARGEST_MAX_FRAME);
+        List<?> theirs = terms.get("capabilities") instanceof List<?> names ? names : List.of();
         for (String name : CAPABILITIES) {
             if (theirs.contains(name) && (claims != null || !name.equals("claim"))) agreed.add(name);
         }
@@ -2126,7 +2143,7 @@ final class Worker {
         }
         for (MethodHandler starter : registry.starters) {
             Object result = starter.call(startArgs, request);
-            if (result instanceof CompletionStage) await(((CompletionStage<?>) result).toCompletableFuture());
+            if (result instanceof CompletionStage<?> stage) await(stage.toCompletableFuture());
         }
     }
 
@@ -2172,13 +2189,15 @@ final class Worker {
         } catch (Throwable error) {
             held.size = at;
             String message = "result: reading it raised " + Errors.type(error) + ": " + Errors.text(error);
-            replyError(id, index, error instanceof Refusal ? error : new Refusal("encode_error", "EncodeError", message));
+            Refusal unreadable = new Refusal("encode_error", "EncodeError", message);
+            replyError(id, index, error instanceof Refusal ? error : unreadable);
             return;
         }
         int size = held.close(at);
         if (size > input.maxFrame) {
             held.size = at;
-            String message = "the encoded reply has " + size + " bytes; the limit is " + input.maxFrame + " (max_frame)";
+            String limit = "; the limit is " + input.maxFrame + " (max_frame)";
+            String message = "the encoded reply has " + size + " bytes" + limit;
             replyError(id, index, new Refusal("too_large", "ResultTooLarge", message));
         } else if (!paths.isEmpty()) {
             output.write(held, attachments, input.maxFrame);
@@ -2197,7 +2216,8 @@ final class Worker {
             report.remove("data");
             report.remove("cause");
             report.put("traceback", null);
-            report.put("message", Errors.cap(Errors.shorten((String) report.get("message"), Math.max(16, input.maxFrame / 8))));
+            String message = Errors.shorten((String) report.get("message"), Math.max(16, input.maxFrame / 8));
+            report.put("message", Errors.cap(message));
             sendError(id, index, report);
         }
         sent(index);
@@ -2241,7 +2261,7 @@ final class Worker {
         } catch (RuntimeException unencodable) {
             text.size = body;
             Map<String, Object> shown = new LinkedHashMap<>();
-            fields.forEach((key, value) -> shown.put(Errors.cap(String.valueOf(key)), Errors.cap(String.valueOf(value))));
+            fields.forEach((key, value) -> shown.put(Errors.cap("" + key), Errors.cap("" + value)));
             text.plain(shown);
         }
         text.ascii("}");
@@ -2263,16 +2283,14 @@ final class Worker {
         boolean ended; // LOCK: the output
         private final Worker worker;
         private final String session;
-        private final boolean limited;
-        private final long deadline; // System.nanoTime()
+        private final Long deadline; // System.nanoTime(), null without a limit
         private Map<String, Object> state;
 
-        Request(Worker worker, long id, int index, String session, boolean limited, long deadline) {
+        Request(Worker worker, long id, int index, String session, Long deadline) {
             this.worker = worker;
             this.id = id;
             this.index = index;
             this.session = session;
-            this.limited = limited;
             this.deadline = deadline;
         }
 
@@ -2288,7 +2306,7 @@ final class Worker {
 
         @Override
         public Double deadline() {
-            return limited ? Math.max(0, (deadline - System.nanoTime()) / 1e9) : null;
+            return deadline == null ? null : (Double) Math.max(0, (deadline - System.nanoTime()) / 1e9);
         }
 
         @Override

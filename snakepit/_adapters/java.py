@@ -216,7 +216,7 @@ class _Build:
             *(str(bridge_path(BRIDGE)), *source),
         )
         if done.returncode != 0:
-            raise WorkerStartError(f"{self.kind}: {self.handlers} cannot be compiled:\n{_complaints(done.stderr)}")
+            raise WorkerStartError(f"{self.kind}: the handlers cannot be compiled:\n{_complaints(done.stderr)}")
         with zipfile.ZipFile(self.folder / "worker.jar", "w") as jar:
             for path in sorted(classes.rglob("*.class")):
                 jar.write(path, path.relative_to(classes))
@@ -236,17 +236,15 @@ class _Build:
             return own
         other = find_in_path("javac", self.variables)
         if other is not None:
-            return [other, "--release", str(self._feature())]
+            # Of the two versions the older one is what the compiler can write and this Java can read.
+            told = [self._run(self.java, "-version").stderr, self._run(other, "-version").stdout]
+            found = [int(number) for text in told for number in re.findall(r"(?:javac |version \")(\d+)", text)]
+            return [other, "--release", str(min(found, default=JavaAdapter.runtime.minimum[0]))]
         raise WorkerStartError(
             f"{self.kind}: {self.java!r} has no compiler (it is a JRE), and there is no javac in PATH: install a JDK"
             f" (apt install {JavaAdapter.runtime.install['apt']})",
             argv=(self.java,),
         )
-
-    def _feature(self) -> int:
-        told = self._run(self.java, "-XshowSettings:properties", "-version").stderr
-        found = re.search(r"java\.specification\.version = (\d+)", told)
-        return int(found[1]) if found else JavaAdapter.runtime.minimum[0]
 
     def _classes_with_handlers(self) -> Iterator[str]:
         """Yield the names of the classes that use the annotations; only these are loaded to be looked at."""
@@ -285,8 +283,8 @@ def _complaints(text: str) -> str:
     """Return what javac says of the handlers: the bridge's own warnings are nobody's business."""
     lines, shown = [], True
     for line in text.splitlines():
-        if (place := re.match(r"(.+\.java):\d+: ", line)) is not None:
-            shown = not place[1].endswith(Path(BRIDGE).name)
+        if re.match(r".+\.java:\d+: ", line):
+            shown = f"{Path(BRIDGE).name}:" not in line or ": warning:" not in line
         elif re.fullmatch(r"\d+ (error|warning)s?", line):
             shown = "error" in line
         if shown:
