@@ -251,9 +251,8 @@ final class Descriptors {
     private static FileDescriptor inherited(int number) {
         try {
             Constructor<FileDescriptor> constructor = FileDescriptor.class.getDeclaredConstructor(int.class);
+            // With --add-opens java.base/java.io=ALL-UNNAMED, which costs a third of the JVM's start.
             if (constructor.trySetAccessible()) return constructor.newInstance(number);
-            // To open java.io up to 23 costs half a start of the JVM, this costs nothing; from 24 on it warns.
-            if (Runtime.version().feature() >= 24) return null;
             return Numbered.descriptor(number);
         } catch (ReflectiveOperationException | LinkageError | UnsupportedOperationException error) {
             return null;
@@ -1581,7 +1580,6 @@ final class Registry {
                 System.exit(1);
             }
             Map<String, Object> index = new LinkedHashMap<>();
-            index.put("java", Runtime.version().feature());
             index.put("classes", registry.classNames);
             List<Object> commands = new ArrayList<>();
             for (Handler command : registry.commands.values()) commands.add(((MethodHandler) command).entry());

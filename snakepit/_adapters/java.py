@@ -38,8 +38,6 @@ USES_ANNOTATIONS = b"Lsnakepit/SnakepitBridge$"
 """In the constants of a class whose methods may be commands."""
 STEP_LIMIT_S = 120.0
 """Arbitrary: javac on a busy machine takes seconds."""
-FIRST_JAVA_WITH_CHEAP_OPENS = 24
-"""The bridge makes descriptors of numbers: older versions allow that without a word, these need ``--add-opens``."""
 PING = {"worker_id": "archive", "protocol": {"versions": [1], "capabilities": ["errors", "session", "batch"]}}
 
 
@@ -148,8 +146,6 @@ class _Build:
         if self.archive.exists():
             # A jar or a Java that was replaced meanwhile costs the archive, and no line on stdout.
             options += [f"-XX:SharedArchiveFile={self.archive}", "-Xlog:cds=off", "-Xlog:cds+dynamic=off"]
-        if json.loads(self.index.read_bytes())["java"] >= FIRST_JAVA_WITH_CHEAP_OPENS:
-            options.append("--add-opens=java.base/java.io=ALL-UNNAMED")
         return options
 
     def command(self) -> list[str]:
@@ -263,6 +259,7 @@ class _Build:
         payloads = [json.dumps(request).encode() for request in requests]
         self._run(
             *(self.java, f"-XX:ArchiveClassesAtExit={self.archive}", "-Dsnakepit.dump=true"),
+            "-Dsun.misc.unsafe.memory.access=allow",
             *(f"-Dsnakepit.index={self.index}", "-Dsnakepit.fds=0,1", "-Dsnakepit.pid=0"),
             *self.command(),
             requests=b"".join(len(payload).to_bytes(4, "big") + payload for payload in payloads),
