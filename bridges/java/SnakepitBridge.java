@@ -1558,9 +1558,15 @@ final class Registry {
         for (MethodHandler starter : starters) starter.initialize();
     }
 
-    /** Load the classes without running anything of theirs. */
-    void touch() throws ClassNotFoundException {
-        for (String name : classNames) Class.forName(name, false, loader);
+    /** Load the classes that can be, without running anything of theirs. */
+    void touch() {
+        for (String name : classNames) {
+            try {
+                Class.forName(name, false, loader);
+            } catch (ClassNotFoundException | LinkageError elsewhere) {
+                continue;
+            }
+        }
     }
 
     Refusal unknown(String name) {

@@ -32,6 +32,8 @@ from .scripts import ScriptAdapter
 __all__ = ("JavaAdapter",)
 
 BRIDGE = "java/SnakepitBridge.java"
+LAYOUT = b"1"
+"""Of what a build consists: another value makes all builds anew."""
 MAIN_CLASS = "snakepit.SnakepitBridge"
 INDEX_CLASS = "snakepit.Registry$Index"
 USES_ANNOTATIONS = b"Lsnakepit/SnakepitBridge$"
@@ -144,19 +146,27 @@ class _Build:
         self._make()
         options = [f"-Dsnakepit.index={self.index}"]
         if self.archive.exists():
-            # A jar or a Java that was replaced meanwhile costs the archive, and no line on stdout.
+            # A Java that was replaced meanwhile costs the archive, and no line on stdout.
             options += [f"-XX:SharedArchiveFile={self.archive}", "-Xlog:cds=off", "-Xlog:cds+dynamic=off"]
         return options
 
     def command(self) -> list[str]:
         """Return class path, main class and its arguments."""
+        return self._command(self._run_path())
+
+    def _command(self, class_path: list[str]) -> list[str]:
         classes = ",".join(json.loads(self.index.read_bytes())["classes"])
-        return ["-cp", os.pathsep.join(self._run_path()), MAIN_CLASS, *(["--handlers", classes] if classes else [])]
+        return ["-cp", os.pathsep.join(class_path), MAIN_CLASS, *(["--handlers", classes] if classes else [])]
 
     @property
     def folder(self) -> Path:
         """The place of this build."""
         return _cache_folder(self.kind) / self._key()
+
+    @property
+    def jar(self) -> Path:
+        """The classes of the bridge and of the handlers that are source; a folder could have no archive."""
+        return self.folder / "worker.jar"
 
     @property
     def index(self) -> Path:
@@ -169,12 +179,11 @@ class _Build:
         return self.folder / "worker.jsa"
 
     def _key(self) -> str:
-        seen = hashlib.sha256(bridge_path(BRIDGE).read_bytes())
+        seen = hashlib.sha256(LAYOUT + bridge_path(BRIDGE).read_bytes())
         for path in (os.path.realpath(self.java), *self.class_path, self.handlers or ""):
             seen.update(path.encode("utf-8", "surrogateescape") + b"\0")
             if not path or path.endswith(".java"):
                 continue
-            # The archive holds for these very files.
             status = os.stat(path)
             seen.update(f"{status.st_size},{status.st_mtime_ns}\0".encode())
         if self.handlers is not None and self.handlers.endswith(".java"):
@@ -183,7 +192,7 @@ class _Build:
 
     def _run_path(self) -> list[str]:
         jars = [self.handlers] if self.handlers is not None and self.handlers.endswith(".jar") else []
-        return [str(self.folder / "worker.jar"), *jars, *self.class_path]
+        return [str(self.jar), *jars, *self.class_path]
 
     def _make(self) -> None:
         ready = self.folder / "ready"
@@ -208,12 +217,13 @@ class _Build:
         done = self._run(
             *self._compiler(),
             *("-d", str(classes), "-encoding", "UTF-8", "-parameters", "-XDstringConcat=inline"),
-            *("-cp", os.pathsep.join(self.class_path) or "."),
+            # Nothing is found by chance, in the current directory or beside classes.
+            *("-cp", os.pathsep.join(self.class_path) or str(self.folder), "-sourcepath", str(self.folder)),
             *(str(bridge_path(BRIDGE)), *source),
         )
         if done.returncode != 0:
             raise WorkerStartError(f"{self.kind}: the handlers cannot be compiled:\n{_complaints(done.stderr)}")
-        with zipfile.ZipFile(self.folder / "worker.jar", "w") as jar:
+        with zipfile.ZipFile(self.jar, "w") as jar:
             for path in sorted(classes.rglob("*.class")):
                 jar.write(path, path.relative_to(classes))
         shutil.rmtree(classes)
@@ -246,7 +256,7 @@ class _Build:
         """Yield the names of the classes that use the annotations; only these are loaded to be looked at."""
         if self.handlers is None:
             return
-        path = self.handlers if self.handlers.endswith(".jar") else self.folder / "worker.jar"
+        path = self.handlers if self.handlers.endswith(".jar") else self.jar
         with zipfile.ZipFile(path) as jar:
             for name in jar.namelist():
                 own = name.startswith(("snakepit/", "META-INF/"))
@@ -254,14 +264,17 @@ class _Build:
                     yield name.removesuffix(".class").replace("/", ".")
 
     def _dump_archive(self) -> None:
-        """Start a worker that loads what every start loads, for the JVM to keep; without success it starts slower."""
+        """Start a worker that loads what every start loads, for the JVM to keep; without success it starts slower.
+
+        The user's own jars are left out: one that is replaced would invalidate all of it.
+        """
         requests = [{"id": 0, "command": "ping", "args": PING}, {"id": 1, "command": "echo", "args": {"a": [1.5, "é"]}}]
         payloads = [json.dumps(request).encode() for request in requests]
         self._run(
             *(self.java, f"-XX:ArchiveClassesAtExit={self.archive}", "-Dsnakepit.dump=true"),
             "-Dsun.misc.unsafe.memory.access=allow",
             *(f"-Dsnakepit.index={self.index}", "-Dsnakepit.fds=0,1", "-Dsnakepit.pid=0"),
-            *self.command(),
+            *self._command([str(self.jar)]),
             requests=b"".join(len(payload).to_bytes(4, "big") + payload for payload in payloads),
         )
 
