@@ -21,6 +21,7 @@ __all__ = (
     "EncodeError",
     "InternalError",
     "InvalidArguments",
+    "JavaAdapter",
     "JavaScriptAdapter",
     "LineAdapter",
     "LuaAdapter",

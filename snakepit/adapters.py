@@ -6,6 +6,7 @@ Only exports; the folder ``_adapters`` has a module for each kind of worker.
 from ._adapters.base import Adapter
 from ._adapters.callables import CallableAdapter
 from ._adapters.command import CommandAdapter
+from ._adapters.java import JavaAdapter
 from ._adapters.languages import (
     JavaScriptAdapter,
     LuaAdapter,
@@ -24,6 +25,7 @@ __all__ = (
     "Adapter",
     "CallableAdapter",
     "CommandAdapter",
+    "JavaAdapter",
     "JavaScriptAdapter",
     "LineAdapter",
     "LuaAdapter",

@@ -14,6 +14,7 @@ import click
 from ..adapters import (
     Adapter,
     CommandAdapter,
+    JavaAdapter,
     JavaScriptAdapter,
     LuaAdapter,
     PerlAdapter,
@@ -35,6 +36,7 @@ ALIASES: dict[str, type[ScriptAdapter]] = {
     "perl": PerlAdapter,
     "php": PHPAdapter,
     "lua": LuaAdapter,
+    "java": JavaAdapter,
 }
 _SUFFIXES = tuple(suffix for adapter in ALIASES.values() for suffix in adapter.suffixes)
 

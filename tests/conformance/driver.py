@@ -16,11 +16,12 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import jsonschema
 import pytest
 
+from snakepit import JavaAdapter
 from snakepit._conformance import peer
 from snakepit._conformance.case import Case
 from snakepit._conformance.limits import KNOWN_LIMITS
@@ -55,6 +56,8 @@ REPLY_TIMEOUT_S = 20.0  # arbitrary bound: an interpreter starts in 0.05 s on an
 
 IMPATIENT_S = 3.0  # for what is known to fail, maybe by silence
 
+JAVA_HANDLERS = "Handlers"  # the class
+
 # language: (program, its options, suffix of bridge and handler file)
 SCRIPT_LANGUAGES: dict[str, tuple[str, tuple[str, ...], str]] = {
     "ruby": ("ruby", (), ".rb"),
@@ -80,7 +83,7 @@ class Bridge:
 
     name: str
     language: str
-    argv: tuple[str, ...]
+    argv: Sequence[str]
     runtime: str
     handlers: str
 
@@ -91,6 +94,24 @@ class Bridge:
 
     def __str__(self) -> str:
         return self.name
+
+
+class JavaCommand(Sequence[str]):
+    """The command line of the Java bridge, compiled with its test handlers when it is first looked at."""
+
+    @functools.cached_property
+    def _words(self) -> tuple[str, ...]:
+        return JavaAdapter(TESTS_DIR / "Handlers.java").argv()[: -len(("--handlers", JAVA_HANDLERS))]
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[str, ...]: ...
+    def __getitem__(self, index: int | slice) -> str | tuple[str, ...]:
+        return self._words[index]
+
+    def __len__(self) -> int:
+        return len(self._words)
 
 
 def _candidate_pythons() -> list[str]:
@@ -142,6 +163,7 @@ def find_bridges() -> list[Bridge]:
     ]
     found = shutil.which("node") or "node"
     bridges.append(Bridge("node", "javascript", (found, node), "node", str(TESTS_DIR / "handlers.js")))
+    bridges.append(Bridge("java", "java", JavaCommand(), "java", JAVA_HANDLERS))
     return [*bridges, *_script_bridges()]
 
 

@@ -13,6 +13,7 @@ from integration.workers.pools import LIMIT_S, config
 from snakepit import (
     CommandError,
     CommandTimeout,
+    JavaAdapter,
     LuaAdapter,
     PerlAdapter,
     PHPAdapter,
@@ -137,6 +138,31 @@ end)
         'local a = 1\nlocal b = 2\ncommand("x", function(args) return + end)\n',
         "Failure",
     ),
+    "java": Language(
+        JavaAdapter,
+        """
+import java.util.*;
+import snakepit.SnakepitBridge.*;
+
+class Handlers {
+    @OnStart void begin(String model, Context ctx) { ctx.workerState().put("model", model); }
+    @Command Object started(Context ctx) { return ctx.workerState().get("model"); }
+    @Command int add(int a, Optional<Integer> b) { return a + b.orElse(1); }
+    @Command Object fail(String message) { throw new IllegalArgumentException(message); }
+    @Command Object count(Context ctx) { return ctx.state().merge("n", 1, (old, one) -> (int) old + 1); }
+    @Command Object bad() { return Map.of("a", List.of(1, Double.NaN)); }
+    @Command Object spin() { while (true) { } }
+    @Command void die() throws Exception {
+        new ProcessBuilder("kill", "-9", "" + ProcessHandle.current().pid()).start();
+        new java.util.concurrent.CountDownLatch(1).await();
+    }
+}
+""",
+        "import snakepit.SnakepitBridge.*;\nclass Twice {\n"
+        '    @Command("same") int one() { return 1; }\n    @Command("same") int two() { return 2; }\n}\n',
+        "import snakepit.SnakepitBridge.*;\nclass Broken {\n    @Command int x( { return 1; }\n}\n",
+        "IllegalArgumentException",
+    ),
 }
 
 
@@ -225,7 +251,7 @@ def test_a_runtime_that_is_too_old(project: Project, tmp_path: Path) -> None:
     old.write_text("#!/bin/sh\necho version 1.2.3\n")
     old.chmod(0o755)
 
-    with pytest.raises(WorkerStartError, match=r"1\.2\.3, which is too old; \d+\.\d+ or newer is needed"):
+    with pytest.raises(WorkerStartError, match=r"1\.2\.3, which is too old; \d+(\.\d+)? or newer is needed"):
         SnakepitExecutor(kind(program=old))
 
 
@@ -245,7 +271,7 @@ def test_a_handlers_file_of_another_language(project: Project) -> None:
 def test_a_syntax_error_has_its_line(project: Project) -> None:
     """The language's own message and line are in the WorkerStartError."""
     adapter = project.language.adapter(project.file(project.language.broken))
-    with SnakepitExecutor(adapter, 1, config=config(restart_budget=1)) as ex, pytest.raises(WorkerStartError) as caught:
+    with pytest.raises(WorkerStartError) as caught, SnakepitExecutor(adapter, 1, config=config(restart_budget=1)) as ex:
         ex.wait_ready(timeout=LIMIT_S)
 
     assert f"handlers{project.language.adapter.suffixes[0]}" in str(caught.value)
@@ -255,7 +281,7 @@ def test_a_syntax_error_has_its_line(project: Project) -> None:
 def test_a_command_registered_twice(project: Project) -> None:
     """The worker does not start, and the command is named."""
     adapter = project.language.adapter(project.file(project.language.twice))
-    with SnakepitExecutor(adapter, 1, config=config(restart_budget=1)) as ex, pytest.raises(WorkerStartError) as caught:
+    with pytest.raises(WorkerStartError) as caught, SnakepitExecutor(adapter, 1, config=config(restart_budget=1)) as ex:
         ex.wait_ready(timeout=LIMIT_S)
 
     assert "same" in str(caught.value)
