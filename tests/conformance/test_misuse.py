@@ -61,6 +61,13 @@ REFUSED: dict[str, tuple[bytes, str, str]] = {
 }
 CODES = {BAD_ARGS: "bad_args", "UnknownCommand": "unknown_command"}
 
+# language: {command that ends a script in that language: the exception's type}
+EXITS = {
+    "python": {"leave": "SystemExit", "interrupt": "KeyboardInterrupt"},
+    #
+    "ruby": {"leave": "SystemExit", "interrupt": "Interrupt"},
+}
+
 
 def assert_serves(worker: Worker, request_id: int = 1000) -> None:
     """Assert that the worker answers one more request correctly."""
@@ -263,10 +270,9 @@ def test_handler_exceptions_do_not_end_the_worker(bridge: Bridge) -> None:
         assert pid == worker.call(200, "pid")["result"]
 
 
-def test_exit_and_interrupt_in_a_python_handler_are_replies(bridge: Bridge) -> None:
-    """SystemExit and KeyboardInterrupt do not end a Python worker; Node has neither."""
-    both = {"leave": "SystemExit", "interrupt": "KeyboardInterrupt"}
-    commands = both if bridge.language == "python" else {}
+def test_exit_and_interrupt_in_a_handler_are_replies(bridge: Bridge) -> None:
+    """An exit or an interrupt that the language makes an exception does not end the worker; Node has neither."""
+    commands = EXITS.get(bridge.language, {})
     with start_bridge(bridge) as worker:
         worker.start()
 
