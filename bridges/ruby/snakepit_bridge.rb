@@ -80,11 +80,15 @@ module Snakepit
     def self.open
       names = ENV.delete('SNAKEPIT_FDS')
       claim = ENV.delete('SNAKEPIT_CLAIM_FD')
-      raise ArgumentError, "SNAKEPIT_FDS is 'in,out', two numbers, not #{names.inspect}" unless names.nil? || names.match?(/\A\d+,\d+\z/)
+      input, output = names ? private_pipes(names) : standard_streams
+      new(input, output, claim && IO.for_fd(Integer(claim, 10), 'rb'))
+    end
 
-      input, output = names ? names.split(',').zip(%w[rb wb]).map { |fd, mode| IO.for_fd(fd.to_i, mode) } : standard_streams
-      claims = claim && IO.for_fd(Integer(claim, 10), 'rb')
-      new(input, output, claims)
+    def self.private_pipes(names)
+      match = /\A(\d+),(\d+)\z/.match(names)
+      raise ArgumentError, "SNAKEPIT_FDS is 'in,out', two numbers, not #{names.inspect}" unless match
+
+      [IO.for_fd(match[1].to_i, 'rb'), IO.for_fd(match[2].to_i, 'wb')]
     end
 
     # Without descriptors of their own the frames are moved away from 0 and 1.
@@ -98,7 +102,7 @@ module Snakepit
       end
       streams
     end
-    private_class_method :new, :standard_streams
+    private_class_method :new, :private_pipes, :standard_streams
 
     def initialize(input, output, claims)
       @input = input
@@ -130,7 +134,8 @@ module Snakepit
       if missing.positive?
         flush
         payload << @input.read(missing).to_s
-        raise FramingError, "the request stream ended after #{payload.bytesize} of a frame's #{size} bytes" if payload.bytesize < size
+        read = payload.bytesize
+        raise FramingError, "the request stream ended after #{read} of a frame's #{size} bytes" if read < size
       end
       payload
     end
@@ -208,7 +213,8 @@ module Snakepit
       end
       size = @buffer.byteslice(@at, 4).unpack1('N')
       unless size.between?(1, @max_frame)
-        raise FramingError, "length #{size} is not in 1..#{@max_frame}; bytes seen: #{@buffer.byteslice(@at, 80).inspect}"
+        seen = @buffer.byteslice(@at, 80).inspect
+        raise FramingError, "length #{size} is not in 1..#{@max_frame}; bytes seen: #{seen}"
       end
 
       @at += 4
@@ -324,17 +330,19 @@ module Snakepit
       when Float then value.finite? ? value : refuse(path, "#{value} is not JSON")
       when Symbol then utf8(value.to_s, path)
       when String then value.encoding == Encoding::BINARY ? detach(value, path, attachments) : utf8(value, path)
-      when Array, Hash
-        refuse(path, 'a cycle: the value contains itself') if above.key?(value)
-        refuse(path, "nested deeper than #{MAX_DEPTH} levels") if above.size >= MAX_DEPTH
-        above[value] = true
-        copy = value.is_a?(Hash) ? convert_hash(value, path, attachments, above) : convert_array(value, path, attachments, above)
-        above.delete(value)
-        copy
+      when Array, Hash then convert_nested(value, path, attachments, above)
       else
         hint = value.respond_to?(:to_h) || value.respond_to?(:each) ? '; convert it to a Hash or an Array' : ''
         refuse(path, "#{Snakepit.class_name(value.class)} is not a JSON type#{hint}")
       end
+    end
+
+    def convert_nested(value, path, attachments, above)
+      refuse(path, 'a cycle: the value contains itself') if above.key?(value)
+      refuse(path, "nested deeper than #{MAX_DEPTH} levels") if above.size >= MAX_DEPTH
+      above[value] = true
+      walk = value.is_a?(Hash) ? :convert_hash : :convert_array
+      send(walk, value, path, attachments, above).tap { above.delete(value) }
     end
 
     def convert_array(array, path, attachments, above)
@@ -368,9 +376,11 @@ module Snakepit
     def flaw(string)
       index = string.each_char.find_index { |char| !char.valid_encoding? }
       bytes = string[index..-1].b
-      return "text with a lone surrogate at index #{index} is not UTF-8" if bytes.match?(/\A\xed[\xa0-\xbf][\x80-\xbf]/n)
+      surrogate = bytes.match?(/\A\xed[\xa0-\xbf][\x80-\xbf]/n)
+      return "text with a lone surrogate at index #{index} is not UTF-8" if surrogate
 
-      format('text with the byte 0x%02x at index %d is not %s; bytes must be in BINARY', bytes.getbyte(0), index, string.encoding)
+      byte = format('0x%02x', bytes.getbyte(0))
+      "text with the byte #{byte} at index #{index} is not #{string.encoding}; bytes must be in BINARY"
     end
 
     def refuse(path, reason)
@@ -415,10 +425,6 @@ module Snakepit
       @most = names(:rest).empty? ? @positionals.size : Float::INFINITY
     end
 
-    def builtin?
-      false
-    end
-
     def params
       @parameters.select { |kind, name| name && %i[req opt keyreq key].include?(kind) }.map(&:last)
     end
@@ -450,8 +456,13 @@ module Snakepit
                 @required.all? { |name| keywords.key?(name) } &&
                 (@any_keyword || keywords.all? { |name, _| @keywords.include?(name) })
 
-      signature = @parameters.map { |kind, name| format(FORMS[kind], name || :_) if FORMS.key?(kind) }.compact.join(', ')
-      raise Snakepit.bad_args(Snakepit.cap("#{@name}: #{mismatch(values, keywords).join('; ')}; signature: #{@name}(#{signature})"))
+      reasons = mismatch(values, keywords).join('; ')
+      raise Snakepit.bad_args(Snakepit.cap("#{@name}: #{reasons}; signature: #{@name}(#{signature})"))
+    end
+
+    def signature
+      shown = @parameters.select { |kind, _| FORMS.key?(kind) }
+      shown.map { |kind, name| format(FORMS[kind], name || :_) }.join(', ')
     end
 
     def mismatch(values, keywords)
@@ -462,7 +473,9 @@ module Snakepit
       parts << "missing #{quote(missing)}" unless missing.empty?
       parts << "unexpected #{quote(unexpected.sort)}" unless unexpected.empty?
       parts << "takes at most #{@most} positional arguments, got #{values.size}" if values.size > @most
-      parts << "#{quote(misplaced)} without a colon is positional: send an array, or declare keywords" unless misplaced.empty?
+      unless misplaced.empty?
+        parts << "#{quote(misplaced)} without a colon is positional: send an array, or declare keywords"
+      end
       parts
     end
 
@@ -473,10 +486,6 @@ module Snakepit
 
   # A command of the bridge itself: takes args as they came.
   Builtin = Struct.new(:callable, :params, :doc) do
-    def builtin?
-      true
-    end
-
     def call(args)
       callable.call(args)
     end
@@ -554,6 +563,7 @@ module Snakepit
   #
   # THREAD: the main thread, except +log+ and +context+ (any).
   class Runner
+    OPERANDS = %w[operation a b].freeze
     OPERATIONS = {
       'add' => ->(a, b) { a + b },
       'divide' => ->(a, b) { a.fdiv(b) },
@@ -581,19 +591,23 @@ module Snakepit
       @commands = {
         'ping' => Builtin.new(method(:ping), [], 'Tell that the worker is well.'),
         'echo' => Builtin.new(method(:echo), [], 'Return the args as they came.'),
-        'compute' => Builtin.new(method(:compute), %w[operation a b], 'Add, subtract, multiply or divide two numbers.'),
+        'compute' => Builtin.new(method(:compute), OPERANDS, 'Add, subtract, multiply or divide two numbers.'),
         'info' => Builtin.new(method(:info), [], 'Describe the bridge and its system.')
       }
     end
 
     def add(name, callable, doc)
       name = name.to_s if name.is_a?(Symbol)
-      raise ArgumentError, "a command's name is a String that is not empty, not #{name.inspect}" unless name.is_a?(String) && !name.empty?
+      unless name.is_a?(String) && !name.empty?
+        raise ArgumentError, "a command's name is a String that is not empty, not #{name.inspect}"
+      end
       raise ArgumentError, "command 'ping' belongs to the bridge" if name == 'ping'
 
       old = @commands[name]
       handler = Handler.new(name, callable, doc)
-      raise ArgumentError, "command '#{name}' is registered twice: #{old.place} and #{handler.place}" unless old.nil? || old.builtin?
+      if old.is_a?(Handler)
+        raise ArgumentError, "command '#{name}' is registered twice: #{old.place} and #{handler.place}"
+      end
 
       @commands[name] = handler
     end
@@ -673,24 +687,29 @@ module Snakepit
       end
     end
 
-    # Fills a request with what the message says.
+    # Fills a request with what the message says; refuses what cannot be served.
     def admit(request, message)
+      id = request.id
       request.claim = message['claim'] == true
-      request.deadline = deadline_of(request.id, message['deadline_ms'])
-      session = message['session']
-      raise Snakepit.bad_args("request #{request.id}: 'session' must be a string") unless session.nil? || session.is_a?(String)
-
-      request.session = session
-      if message.key?('batch')
-        batch = message['batch']
-        raise Snakepit.bad_args("request #{request.id}: 'batch' must be an array") unless batch.is_a?(Array)
-        raise Snakepit.bad_args("request #{request.id}: 'batch' must not be empty") if batch.empty?
+      request.deadline = deadline_of(id, message['deadline_ms'])
+      request.session = message['session']
+      unless request.session.nil? || request.session.is_a?(String)
+        raise Snakepit.bad_args("request #{id}: 'session' must be a string")
       end
-      name = message['command']
-      raise Snakepit.bad_args("request #{request.id}: 'command' must be a string") unless name.is_a?(String)
 
-      request.handler = @commands[name] or
-        raise Refused.new('unknown_command', 'UnknownCommand', "Unknown command: '#{name}'. Available: #{@commands.keys.sort.join(', ')}")
+      batch = message.fetch('batch', [nil])
+      raise Snakepit.bad_args("request #{id}: 'batch' must be an array") unless batch.is_a?(Array)
+      raise Snakepit.bad_args("request #{id}: 'batch' must not be empty") if batch.empty?
+
+      name = message['command']
+      raise Snakepit.bad_args("request #{id}: 'command' must be a string") unless name.is_a?(String)
+
+      request.handler = @commands[name] or raise unknown(name)
+    end
+
+    def unknown(name)
+      available = @commands.keys.sort.join(', ')
+      Refused.new('unknown_command', 'UnknownCommand', "Unknown command: '#{name}'. Available: #{available}")
     end
 
     def deadline_of(id, deadline_ms)
@@ -737,7 +756,7 @@ module Snakepit
         result = request.handler.call(args)
         result = value_of(result) if Thread === result
         body = Codec.encode(result, 'result', attachments = @attachments ? [] : nil)
-      rescue Exception => e # rubocop:disable Lint/RescueException -- also what StandardError leaves out: the worker lives
+      rescue Exception => e # also what StandardError leaves out: the worker lives
         @current = @context = nil
         reply_error(request.id, index, e)
       else
@@ -755,8 +774,10 @@ module Snakepit
     # Reads the raw frames that follow a message and puts them in place; returns a Refused or nil.
     def take_attachments(message)
       entries = message['attachments'] or return
-      countable = entries.is_a?(Array) && entries.all? { |entry| entry.is_a?(Hash) && entry['len'].is_a?(Integer) && entry['len'] >= 0 }
-      raise FramingError, "attachments without a usable 'len': the frames that follow cannot be counted" unless countable
+      sizes = Array(entries).map { |entry| entry['len'] if entry.is_a?(Hash) }
+      unless entries.is_a?(Array) && sizes.all? { |size| size.is_a?(Integer) && size >= 0 }
+        raise FramingError, "attachments without a usable 'len': the frames that follow cannot be counted"
+      end
 
       problem = nil
       entries.each do |entry|
@@ -766,7 +787,7 @@ module Snakepit
 
           place(message, entry['path'], data)
         rescue ArgumentError => e
-          problem ||= Snakepit.bad_args(Snakepit.cap("attachment #{entry['path'].inspect[0, 200]}: #{e.message}"))
+          problem ||= Snakepit.bad_args("attachment #{Snakepit.cap(entry['path'].inspect)[0, 200]}: #{e.message}")
         end
       end
       problem
@@ -774,7 +795,7 @@ module Snakepit
 
     # Sets the value at an RFC 6901 pointer.
     def place(message, path, data)
-      raise ArgumentError, 'not a JSON pointer' unless path.is_a?(String) && path.start_with?('/') && !path.match?(/~(?![01])/)
+      raise ArgumentError, 'not a JSON pointer' unless path.is_a?(String) && path.match?(%r{\A/(?:[^~]|~[01])*\z}m)
 
       *parts, last = path.split('/', -1).drop(1).map { |part| part.gsub('~1', '/').gsub('~0', '~') }
       target = parts.reduce(message) { |at, part| at.fetch(step(at, part)) }
@@ -804,7 +825,7 @@ module Snakepit
         protocol = is_ping ? negotiate(args['protocol']) : nil
         @worker_id = args['worker_id'] if is_ping && args.key?('worker_id')
         load_handlers(is_ping ? args['start_args'] : nil)
-      rescue Exception => e # rubocop:disable Lint/RescueException -- a SyntaxError or an exit in the handler file, too
+      rescue Exception => e # a SyntaxError or an exit in the handler file, too
         reply_error(id, nil, e)
         return :failed
       end
@@ -812,7 +833,9 @@ module Snakepit
       return :due unless protocol
 
       @count += 1
-      protocol['commands'] = @commands.sort.to_h.transform_values { |command| { 'params' => command.params, 'doc' => Snakepit.cap(command.doc) } }
+      protocol['commands'] = @commands.sort.to_h.transform_values do |command|
+        { 'params' => command.params, 'doc' => Snakepit.cap(command.doc) }
+      end
       reply(id, nil, Codec.encode(ping(args).merge('protocol' => protocol), 'result', nil), nil)
       @log_agreed = @agreed.include?('log')
       :answered
@@ -823,7 +846,9 @@ module Snakepit
 
       @level = 1
       max_frame = offer.fetch('max_frame', DEFAULT_MAX_FRAME)
-      raise Snakepit.bad_args('ping: protocol.max_frame must be an integer >= 1') unless max_frame.is_a?(Integer) && max_frame.positive?
+      unless max_frame.is_a?(Integer) && max_frame.positive?
+        raise Snakepit.bad_args('ping: protocol.max_frame must be an integer >= 1')
+      end
 
       @stream.max_frame = [max_frame, LARGEST_MAX_FRAME].min
       @agreed = CAPABILITIES & Array(offer['capabilities'])
@@ -840,7 +865,9 @@ module Snakepit
 
         load(path)
       end
-      raise Snakepit.bad_args('start_args were given, but the handlers have no on_start block') if @starters.empty? && !start_args.nil?
+      if @starters.empty? && !start_args.nil?
+        raise Snakepit.bad_args('start_args were given, but the handlers have no on_start block')
+      end
 
       @starters.each do |starter|
         result = starter.call(start_args)
@@ -918,12 +945,16 @@ module Snakepit
 
     # Returns the +error+ object of a reply, see "Errors" in PROTOCOL.md.
     def describe(error)
-      if error.instance_of?(Refused)
-        return { 'code' => error.code, 'type' => error.type, 'message' => Snakepit.cap(error.message), 'traceback' => nil, 'language' => 'ruby' }
-      end
+      refused = error.instance_of?(Refused)
+      report = {
+        'code' => refused ? error.code : 'handler_error',
+        'type' => refused ? error.type : Snakepit.class_name(error.class),
+        'message' => message_of(error),
+        'traceback' => refused ? nil : traceback_of(error),
+        'language' => 'ruby'
+      }
+      return report if refused
 
-      report = { 'code' => 'handler_error', 'type' => Snakepit.class_name(error.class), 'message' => message_of(error),
-                 'traceback' => traceback_of(error), 'language' => 'ruby' }
       data = data_of(error)
       report['data'] = data unless data.nil?
       cause = error.cause
@@ -934,21 +965,22 @@ module Snakepit
     def message_of(error)
       message = Snakepit.cap(error.message)
       message.empty? ? Snakepit.class_name(error.class) : message
-    rescue Exception => e # rubocop:disable Lint/RescueException -- a message that raises is no second error
+    rescue Exception => e # a message that raises is no second error
       "<message of #{Snakepit.class_name(error.class)} raised #{Snakepit.class_name(e.class)}>"
     end
 
     # Without the bridge's own lines.
     def traceback_of(error)
-      Snakepit.cap(error.full_message(highlight: false, order: :top)).gsub(/^\s*from #{Regexp.escape(__FILE__)}:.*(?:\n|\z)/, '')
-    rescue Exception => e # rubocop:disable Lint/RescueException
+      text = Snakepit.cap(error.full_message(highlight: false, order: :top))
+      text.gsub(/^\s*from #{Regexp.escape(__FILE__)}:.*(?:\n|\z)/, '')
+    rescue Exception => e
       "#{Snakepit.class_name(error.class)}\n<its traceback cannot be shown: #{Snakepit.class_name(e.class)}>\n"
     end
 
     def data_of(error)
       data = error.respond_to?(:data) ? error.data : nil
       Codec.convert(data, 'data', nil, {}.compare_by_identity)
-    rescue Exception # rubocop:disable Lint/RescueException -- what is no JSON is not sent: the field is optional
+    rescue Exception # what is no JSON is not sent: the field is optional
       nil
     end
 
@@ -963,12 +995,13 @@ module Snakepit
 
     # Returns whether the message was sent: not after the reply of its request, and only if it fits.
     def send_log(request, level, message, fields)
-      entry = { 'type' => 'log', 'id' => request.id, 'level' => Snakepit.cap(level), 'message' => Snakepit.cap(message) }
+      level, message = [level, message].map { |text| Snakepit.cap(text) }
+      entry = { 'type' => 'log', 'id' => request.id, 'level' => level, 'message' => message }
       begin
-        text = JSON.generate(entry.merge('fields' => Codec.convert(fields, 'fields', nil, {}.compare_by_identity)), Codec::GENERATE)
+        text = Codec.encode(entry.merge('fields' => fields), 'log', nil)
       rescue Refused
         shown = fields.map { |name, value| [Snakepit.cap(name), Snakepit.cap(value.inspect)] }.to_h
-        text = JSON.generate(entry.merge('fields' => shown), Codec::GENERATE)
+        text = Codec.encode(entry.merge('fields' => shown), 'log', nil)
       end
       # RACE: 1. a thread of the handler logs  2. the handler returns  3. its reply is written.  Asked within the
       # stream's lock, the message is before the reply or not sent.
@@ -979,9 +1012,17 @@ module Snakepit
 
     def ping(args)
       known = args.is_a?(Hash) ? args : {}
-      { 'status' => 'ok', 'bridge_type' => 'generic_ruby', 'uptime' => Time.now - @began, 'requests_handled' => @count,
-        'timestamp' => Time.now.to_f, 'ruby_version' => RUBY_VERSION, 'platform' => RUBY_PLATFORM,
-        'worker_id' => known.fetch('worker_id', @worker_id), 'echo' => args.is_a?(Hash) ? args.reject { |key, _| HANDSHAKE.include?(key) } : args }
+      {
+        'status' => 'ok',
+        'bridge_type' => 'generic_ruby',
+        'uptime' => Time.now - @began,
+        'requests_handled' => @count,
+        'timestamp' => Time.now.to_f,
+        'ruby_version' => RUBY_VERSION,
+        'platform' => RUBY_PLATFORM,
+        'worker_id' => known.fetch('worker_id', @worker_id),
+        'echo' => args.is_a?(Hash) ? args.reject { |key, _| HANDSHAKE.include?(key) } : args
+      }
     end
 
     def echo(args)
@@ -991,29 +1032,42 @@ module Snakepit
     def compute(args)
       raise Snakepit.bad_args('compute: args must be an object') unless args.is_a?(Hash)
 
-      operation, a, b = %w[operation a b].map { |name| args.fetch(name) { raise Snakepit.bad_args("compute: missing field '#{name}'") } }
-      apply = OPERATIONS[operation]
-      unless apply
-        shown = operation.is_a?(String) ? operation : Codec.encode(operation, 'operation', [])
-        raise Snakepit.bad_args("compute: unknown operation '#{shown[0, 200]}'; one of #{OPERATIONS.keys.join(', ')}")
+      operation, a, b = OPERANDS.map do |name|
+        args.fetch(name) { raise Snakepit.bad_args("compute: missing field '#{name}'") }
       end
-      { 'a' => a, 'b' => b }.each do |name, value|
-        raise Snakepit.bad_args("compute: field '#{name}' must be a number") unless value.is_a?(Integer) || value.is_a?(Float)
+      apply = OPERATIONS[operation] or raise unknown_operation(operation)
+      inputs = { 'a' => a, 'b' => b }
+      inputs.each do |name, value|
+        number = value.is_a?(Integer) || value.is_a?(Float)
+        raise Snakepit.bad_args("compute: field '#{name}' must be a number") unless number
       end
       raise Snakepit.bad_args('compute: division by zero') if operation == 'divide' && b.zero?
 
       result = apply.call(a, b)
       raise Snakepit.bad_args('compute: result is not a finite number') unless result.to_f.finite?
 
-      { 'status' => 'ok', 'operation' => operation, 'inputs' => { 'a' => a, 'b' => b }, 'result' => result, 'timestamp' => Time.now.to_f }
+      timestamp = Time.now.to_f
+      { 'status' => 'ok', 'operation' => operation, 'inputs' => inputs, 'result' => result, 'timestamp' => timestamp }
+    end
+
+    def unknown_operation(operation)
+      shown = operation.is_a?(String) ? operation : Codec.encode(operation, 'operation', [])
+      Snakepit.bad_args("compute: unknown operation '#{shown[0, 200]}'; one of #{OPERATIONS.keys.join(', ')}")
     end
 
     def info(_args)
-      { 'status' => 'ok',
-        'bridge_info' => { 'name' => 'Snakepit Ruby Bridge', 'version' => BRIDGE_VERSION, 'supported_commands' => @commands.keys.sort,
-                           'uptime' => Time.now - @began, 'total_requests' => @count },
+      {
+        'status' => 'ok',
+        'bridge_info' => {
+          'name' => 'Snakepit Ruby Bridge',
+          'version' => BRIDGE_VERSION,
+          'supported_commands' => @commands.keys.sort,
+          'uptime' => Time.now - @began,
+          'total_requests' => @count
+        },
         'system_info' => { 'ruby_version' => RUBY_VERSION, 'ruby_engine' => RUBY_ENGINE, 'platform' => RUBY_PLATFORM },
-        'timestamp' => Time.now.to_f }
+        'timestamp' => Time.now.to_f
+      }
     end
   end
 
