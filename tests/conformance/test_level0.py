@@ -26,6 +26,7 @@ class Broken {
 }
 """,
     ),
+    "ruby": (".rb", "raise 'no model'"),
 }
 REPLY_KEYS = {True: {"id", "success", "result", "timestamp"}, False: {"id", "success", "error", "timestamp"}}
 
