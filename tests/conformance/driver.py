@@ -41,7 +41,7 @@ SCRIPT_LANGUAGES: dict[str, tuple[str, tuple[str, ...], str, tuple[str, ...]]] =
     #
     "r": ("Rscript", ("--vanilla",), ".R", ()),
     #
-    "perl": ("perl", (), ".pl", ()),
+    "perl": ("perl", (), ".pl", ("async", "busy-eof")),
     #
     "php": ("php", (), ".php", ()),
     #
