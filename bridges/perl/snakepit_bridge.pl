@@ -279,13 +279,14 @@ sub open_stream {
 my ($json, $wide, $depth);                  # the text that is read, whether it is more than ASCII, levels open
 my %UNESCAPE = ('"' => '"', '\\' => '\\', '/' => '/', b => "\b", f => "\f", n => "\n", r => "\r", t => "\t");
 
+# Whether bytes that Perl takes for UTF-8 have a surrogate or a code point beyond U+10FFFF.
+sub is_lax { $_[0] =~ tr/\xed\xf4-\xff// && $_[0] =~ /\xed[\xa0-\xbf]|\xf4[\x90-\xbf]|[\xf5-\xff]/ }
+
 # The value of a JSON text in UTF-8; dies with a reason.
 sub parse_json {
     ($json, $depth) = ($_[0], 0);
     $wide = $json =~ tr/\x80-\xff//;
-    if ($wide) {
-        die "not UTF-8\n" if $json =~ /\xed[\xa0-\xbf]|\xf4[\x90-\xbf]|[\xf5-\xff]/ || !utf8::decode(my $copy = $json);
-    }
+    die "not UTF-8\n" if $wide && is_lax($json);
     $json =~ /\G[ \t\n\r]*+/gc;
     my $value = read_value();
     $json =~ /\G[ \t\n\r]*+\z/gc or malformed('the end');
@@ -295,58 +296,73 @@ sub parse_json {
 
 sub malformed { die sprintf "not JSON at byte %d: expected %s\n", pos $json // 0, $_[0] }
 
-sub read_value {
-    if ($json =~ /\G"([^"\\\x00-\x1f]*+)"/gc) {
-        my $text = $1;
-        utf8::decode($text) if $wide;
-        return $text;
-    }
-    if ($json =~ /\G(-?(?:0|[1-9][0-9]*+))((?:\.[0-9]++)?(?:[eE][-+]?[0-9]++)?)/gc) {
-        return 0 + $1 if $2 eq '' && length $1 <= $EXACT_DIGITS;
-        return $2 eq '' ? read_integer($1) : read_float("$1$2");
-    }
-    if ($json =~ /\G\{[ \t\n\r]*+/gc) {
-        my %object;
-        return \%object if $json =~ /\G\}/gc;
-        ++$depth <= $MAX_MESSAGE_DEPTH or die "nested deeper than $MAX_MESSAGE_DEPTH levels\n";
-        while (1) {
-            my $key;
-            if ($json =~ /\G"([^"\\\x00-\x1f]*+)"[ \t\n\r]*+:[ \t\n\r]*+/gc) {
-                $key = $1;
-                utf8::decode($key) if $wide;
-            }
-            else {
-                $key = read_string();
-                $json =~ /\G[ \t\n\r]*+:[ \t\n\r]*+/gc or malformed("':'");
-            }
-            $object{$key} = read_value();
-            $json =~ /\G[ \t\n\r]*+([,}])[ \t\n\r]*+/gc or malformed("',' or '}'");
-            last if $1 eq '}';
-        }
-        $depth--;
-        return \%object;
-    }
-    if ($json =~ /\G\[[ \t\n\r]*+/gc) {
-        my @array;
-        return \@array if $json =~ /\G\]/gc;
-        ++$depth <= $MAX_MESSAGE_DEPTH or die "nested deeper than $MAX_MESSAGE_DEPTH levels\n";
-        while (1) {
-            push @array, read_value();
-            $json =~ /\G[ \t\n\r]*+([],])[ \t\n\r]*+/gc or malformed("',' or ']'");
-            last if $1 eq ']';
-        }
-        $depth--;
-        return \@array;
-    }
-    return undef  if $json =~ /\Gnull/gc;
-    return $TRUE  if $json =~ /\Gtrue/gc;
-    return $FALSE if $json =~ /\Gfalse/gc;
-    return read_string();
+sub decoded {
+    my ($octets) = @_;
+    utf8::decode($octets) or die "not UTF-8\n";
+    return $octets;
 }
 
-# A string that has escapes.
+# One pattern for all kinds of values: one that needs a certain character looks for it to the end of the text first.
+sub read_value {
+    $json =~ /\G(?:"([^"\\\x00-\x1f]*+)"|(-?(?:0|[1-9][0-9]*+))((?:\.[0-9]++)?(?:[eE][-+]?[0-9]++)?)|([{[])[ \t\n\r]*+([]}]?)|(")|(true|false|null))/gc
+        or malformed('a value');
+    return $wide ? decoded($1) : $1 if defined $1;
+    if (defined $2) {
+        return 0 + $2 if $3 eq '' && length $2 <= $EXACT_DIGITS;
+        return $3 eq '' ? read_integer($2) : read_float("$2$3");
+    }
+    if (defined $4) {
+        my ($open, $close) = ($4, $5);
+        ++$depth <= $MAX_MESSAGE_DEPTH or die "nested deeper than $MAX_MESSAGE_DEPTH levels\n";
+        my $value = $open eq '{' ? read_object($close) : read_array($close);
+        $depth--;
+        return $value;
+    }
+    return read_string() if defined $6;
+    return $7 eq 'null' ? undef : $7 eq 'true' ? $TRUE : $FALSE;
+}
+
+# The rest of an object, whose brace or first two braces are read.
+sub read_object {
+    my ($end) = @_;
+    my %object;
+    malformed("'}'") if $end eq ']';
+    while ($end ne '}') {
+        # Most members in one step; the rest in several.
+        if ($json =~ /\G"([^"\\\x00-\x1f]*+)"[ \t\n\r]*+:[ \t\n\r]*+(?:"([^"\\\x00-\x1f]*+)"|(-?(?:0|[1-9][0-9]{0,14}+)))[ \t\n\r]*+([,}])[ \t\n\r]*+/gc) {
+            my $key = $wide ? decoded($1) : $1;
+            $object{$key} = defined $3 ? 0 + $3 : $wide ? decoded($2) : $2;
+            $end = $4;
+            next;
+        }
+        $json =~ /\G"(?:([^"\\\x00-\x1f]*+)"[ \t\n\r]*+:[ \t\n\r]*+)?/gc or malformed('a key');
+        my $key = $1;
+        if (!defined $key) {
+            $key = read_string();
+            $json =~ /\G[ \t\n\r]*+:[ \t\n\r]*+/gc or malformed("':'");
+        }
+        elsif ($wide) { $key = decoded($key) }
+        $object{$key} = read_value();
+        $json =~ /\G[ \t\n\r]*+([,}])[ \t\n\r]*+/gc or malformed("',' or '}'");
+        $end = $1;
+    }
+    return \%object;
+}
+
+sub read_array {
+    my ($end) = @_;
+    my @array;
+    malformed("']'") if $end eq '}';
+    while ($end ne ']') {
+        push @array, read_value();
+        $json =~ /\G[ \t\n\r]*+([],])[ \t\n\r]*+/gc or malformed("',' or ']'");
+        $end = $1;
+    }
+    return \@array;
+}
+
+# The rest of a string that has escapes, or ends too early.
 sub read_string {
-    $json =~ /\G"/gc or malformed('a value');
     my $text = '';
     while (1) {
         # A repeated group is cut off after 32,766 rounds, without an error.
@@ -362,8 +378,7 @@ sub read_string {
         $text =~ s{\\(?:u([dD][89abAB][0-9a-fA-F]{2})\\u([dD][c-fC-F][0-9a-fA-F]{2})|u(.{0,4})|(.))}
                   {defined $4 ? $UNESCAPE{$4} : defined $1 ? surrogates($1, $2) : code_point($3)}gse;
     }
-    utf8::decode($text);
-    return $text;
+    return decoded($text);
 }
 
 sub surrogates {
@@ -408,7 +423,7 @@ sub encode_json {
     ($text, $root, $attachments, $careful) = ('', $value, $into, 0);
     @path = ($where);
     write_value($value);
-    if ($text =~ /\xed[\xa0-\xbf]|\xf4[\x90-\xbf]|[\xf5-\xff]/) {
+    if (is_lax($text)) {
         ($text, $careful) = ('', 1);
         @path = ($where);
         write_value($value);
@@ -424,7 +439,12 @@ sub write_value {
         if    (!defined $value)   { $text .= 'null' }
         elsif (is_number($value)) { write_number($value) }
         elsif (is_bool($value))   { $text .= $value ? 'true' : 'false' }
-        else                      { write_string($value) }
+        else {
+            refuse_text($value) if $careful;
+            utf8::encode($value);
+            $value =~ s/(["\\\x00-\x1f])/$ESCAPE{$1}/g;
+            $text .= "\"$value\"";
+        }
     }
     elsif ($type eq 'HASH') {
         refuse_depth() if @path > $MAX_DEPTH;
@@ -433,8 +453,10 @@ sub write_value {
         for my $key (keys %$value) {
             $path[-1] = $key;
             $text .= $before;
-            write_string($key);
-            $text .= ':';
+            refuse_text($key) if $careful;
+            utf8::encode(my $name = $key);
+            $name =~ s/(["\\\x00-\x1f])/$ESCAPE{$1}/g;
+            $text .= "\"$name\":";
             write_value($value->{$key});
             $before = ',';
         }
@@ -472,15 +494,10 @@ sub write_value {
     else                                  { refuse("a $type reference is not a JSON type") }
 }
 
-sub write_string {
-    my ($string) = @_;
-    if ($careful && $string =~ /[\x{d800}-\x{dfff}]|[^\x{0}-\x{10ffff}]/) {
-        my $what = $& le "\x{dfff}" ? 'a lone surrogate' : 'a character beyond U+10FFFF';
-        refuse("text with $what at index $-[0] is not UTF-8");
-    }
-    utf8::encode($string);
-    $string =~ s/(["\\\x00-\x1f])/$ESCAPE{$1}/g;
-    $text .= "\"$string\"";
+sub refuse_text {
+    return if $_[0] !~ /[\x{d800}-\x{dfff}]|[^\x{0}-\x{10ffff}]/;
+    my $what = $& le "\x{dfff}" ? 'a lone surrogate' : 'a character beyond U+10FFFF';
+    refuse("text with $what at index $-[0] is not UTF-8");
 }
 
 sub write_number {
@@ -760,39 +777,35 @@ sub claimed {
 sub answer {
     my ($handler, $id, $index, $args, $session, $deadline) = @_;
     $served++;
-    my ($result, $body, @blobs);
-    my $ok = run_handler(
-        $id, $session, $deadline,
-        sub {
-            check_params($handler, $index, $args) if $handler->{params};
-            $result = $handler->{code}->($args, $_[0]);
-        }
-    );
-    $ok &&= eval { $body = encode_json($result, 'result', $agreed{attachments} ? \@blobs : undef); 1 };
-    if   ($ok) { reply($id, $index, $body, \@blobs) }
-    else       { reply_error($id, $index, $@) }
+    my ($body, @blobs);
+    my $ctx = bless { id => $id, session => $session, deadline => $deadline }, 'Snakepit::Context';
+    my ($ok, $result) = !$handler->{params} || eval { check_params($handler, $args); 1 };
+    ($ok, $result) = run_handler($handler->{code}, $args, $ctx) if $ok;
+    if ($ok && eval { $body = encode_json($result, 'result', $agreed{attachments} ? \@blobs : undef); 1 }) {
+        reply($id, $index, $body, \@blobs);
+    }
+    else { reply_error($id, $index, $@) }
     $traced = '';
 }
 
-# Call user code with a context.  Returns true, or false with the exception in $@.
+# Call user code.  Returns true and its result, or false with the exception in $@.
 sub run_handler {
-    my ($id, $session, $deadline, $code) = @_;
-    my $ctx = bless { id => $id, session => $session, deadline => $deadline }, 'Snakepit::Context';
+    my ($code, $args, $ctx) = @_;
+    my ($ok, $result);
+    my $error = "the handler was left by 'last' or 'next'\n";
     $current = $ctx;
-    my ($ok, $error);
-    {                                       # a `last` or `next` outside of the handler's own loops ends here
-        $error = "the handler was left by 'last' or 'next'\n";
-        $ok = eval { $code->($ctx); 1 };
+    {                                       # which would end here, and not in a loop of the bridge
+        $ok = eval { $result = $code->($args, $ctx); 1 };
         $error = $@;
     }
     exit($ok ? 0 : 1) if $$ != $parent;     # a child that the handler forked: the stream is its parent's alone
     $current = undef;
     $@ = $error if !$ok;
-    return $ok;
+    return ($ok, $result);
 }
 
 sub check_params {
-    my ($handler, undef, $args) = @_;
+    my ($handler, $args) = @_;
     my $name = $handler->{name} //= (grep { $Snakepit::COMMANDS{$_} == $handler } keys %Snakepit::COMMANDS)[0];
     die bad_args("$name: args must be an object") if defined $args && ref $args ne 'HASH';
     my %left = map { $_ => 1 } keys %{ $args // {} };
@@ -870,7 +883,7 @@ sub start {
         }
         1;
     };
-    $ok &&= run_handler($id, undef, undef, sub { load_handlers($is_ping ? $args->{start_args} : undef, $_[0]) });
+    ($ok) = run_handler(\&load_handlers, $is_ping ? $args->{start_args} : undef, bless { id => $id }, 'Snakepit::Context') if $ok;
     if (!$ok) {
         reply_error($id, undef, $@);
         exit 1;
