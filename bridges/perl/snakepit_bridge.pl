@@ -265,7 +265,8 @@ sub open_stream {
 
 # --------------------------------------------------------------------------------------------- JSON
 
-# Whether a scalar was made as a number; text that looks like one is text.
+# Whether a scalar was made as a number; text that looks like one is text.  Before 5.36 a number becomes text
+# when it is shown, so what is to be sent is shown as a copy.
 *is_number = $] >= 5.036 ? \&builtin::created_as_number : sub {
     require B;
     my $flags = B::svref_2object(\$_[0])->FLAGS;
@@ -397,8 +398,8 @@ sub code_point {
 
 sub read_integer {
     my ($digits) = @_;
-    my $number = 0 + $digits;
-    return $number if length $digits <= 20 && "$number" eq $digits;
+    my $shown = 0 + $digits;
+    return 0 + $digits if length $digits <= 20 && "$shown" eq $digits;
     require Math::BigInt;
     return Math::BigInt->new($digits);
 }
@@ -428,8 +429,9 @@ sub encode_json {
         @path = ($where);
         write_value($value);
     }
-    $root = undef;
-    return $text;
+    my $encoded = $text;
+    undef $_ for $root, $text;              # else it is kept until the next value comes
+    return $encoded;
 }
 
 sub write_value {
@@ -490,13 +492,13 @@ sub write_value {
     elsif ($type eq 'SCALAR' || $type eq 'REF') {
         refuse('a reference to a scalar is not a JSON type; bytes(...) sends octets, true and false are functions');
     }
-    elsif (UNIVERSAL::can($value, 'can')) { refuse("an object of class $type is not a JSON type; return a hash or an array") }
+    elsif (is_object($value)) { refuse("an object of class $type is not a JSON type; return a hash or an array") }
     else                                  { refuse("a $type reference is not a JSON type") }
 }
 
 sub refuse_text {
-    return if $_[0] !~ /[\x{d800}-\x{dfff}]|[^\x{0}-\x{10ffff}]/;
-    my $what = $& le "\x{dfff}" ? 'a lone surrogate' : 'a character beyond U+10FFFF';
+    my ($character) = $_[0] =~ /([\x{d800}-\x{dfff}]|[^\x{0}-\x{10ffff}])/ or return;
+    my $what = $character le "\x{dfff}" ? 'a lone surrogate' : 'a character beyond U+10FFFF';
     refuse("text with $what at index $-[0] is not UTF-8");
 }
 
@@ -558,14 +560,17 @@ sub field {
     return undef if !ref $error;
     local $SIG{__DIE__};
     my $value = eval {
-          UNIVERSAL::can($error, $name)    ? $error->$name
-        : UNIVERSAL::isa($error, 'HASH')   ? $error->{$name}
-        :                                    undef;
+          is_object($error) && $error->can($name) ? $error->$name
+        : UNIVERSAL::isa($error, 'HASH')          ? $error->{$name}
+        :                                           undef;
     };
     return $value;
 }
 
-sub type_of { ref $_[0] && UNIVERSAL::can($_[0], 'can') ? ref $_[0] : 'Error' }
+# As Scalar::Util::blessed, which takes time to load.
+sub is_object { ref $_[0] && overload::StrVal($_[0]) =~ /=/ }
+
+sub type_of { is_object($_[0]) ? ref $_[0] : 'Error' }
 
 sub message_of {
     my ($error) = @_;
@@ -625,6 +630,7 @@ sub reply {
         return reply_error($id, $index, refusal('too_large', 'ResultTooLarge', $message));
     }
     hold_frame($frame);
+    undef $frame;
     for my $octets (map { $_->[1] } @$blobs) {
         for (my $at = 0; $at < length $$octets; $at += $max_frame) {
             hold_frame(substr $$octets, $at, $max_frame);
@@ -995,7 +1001,8 @@ sub compute {
     else {
         $result = $apply->("$x", "$y");
     }
-    my $double = 0 + "$result";
+    my $shown  = $result;
+    my $double = 0 + "$shown";
     die bad_args('compute: result is not a finite number') if $double - $double != 0;
     return {
         status    => 'ok',

@@ -121,7 +121,7 @@ command fork_child => sub ($args, $ctx) {
 # What became of values whose kind Perl keeps in a flag.
 command kinds => sub ($args, $ctx) {
     my ($text, $number) = ('5', 5);
-    my ($sum, $shown) = ($text + 1, "number $number");
+    my $sum = $text + $number;
     return [$text, $number, true, false, $args->{yes} ? 'yes' : 'no', $args->{no} ? 'yes' : 'no'];
 };
 
