@@ -6,6 +6,7 @@ use utf8;
 use feature 'signatures';
 no warnings qw(experimental::signatures surrogate);
 use POSIX ();
+use Time::HiRes ();
 
 package Failure {
     sub new ($class, $message, %more) { bless { message => $message, %more }, $class }
