@@ -754,8 +754,10 @@ sub serve {
     }
     my $handler;
     if (!$problem) {
-        if    (!is_text($name))                          { $problem = bad_args("request $id: 'command' must be a string") }
-        elsif (!($handler = $Snakepit::COMMANDS{$name})) { $problem = unknown_command($name) }
+        $handler = is_text($name) ? $Snakepit::COMMANDS{$name} : undef;
+        $problem = !is_text($name) ? bad_args("request $id: 'command' must be a string")
+            : !$handler            ? unknown_command($name)
+            :                        undef;
     }
     if (!$batch) {
         return if $claim && !claimed($id, undef, $problem);
