@@ -52,11 +52,12 @@ def test_reply_of_a_batch_waits_behind_one_item_at_most(bridge: Bridge) -> None:
 
 
 def test_reply_of_a_batch_does_not_wait_for_a_promise(bridge: Bridge) -> None:
-    """An item that waits asynchronously keeps no reply of the items before it."""
+    """An item that waits asynchronously keeps no reply of the items before it; without async they end the batch."""
+    waiting = [] if "async" in bridge.cannot else [{"ms": None}]
     with start_bridge(bridge) as worker:
         worker.start()
 
-        worker.send({"id": 1, "command": "stall_later", "batch": [{"ms": 0}, {"ms": 0}, {"ms": None}]})
+        worker.send({"id": 1, "command": "stall_later", "batch": [{"ms": 0}, {"ms": 0}, *waiting]})
         replies = [worker.receive(), worker.receive()]
 
         assert [0, 1] == [reply["index"] for reply in replies]

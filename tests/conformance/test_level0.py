@@ -27,6 +27,7 @@ class Broken {
 """,
     ),
     "ruby": (".rb", "raise 'no model'"),
+    "perl": (".pl", "die 'no model';"),
 }
 REPLY_KEYS = {True: {"id", "success", "result", "timestamp"}, False: {"id", "success", "error", "timestamp"}}
 
