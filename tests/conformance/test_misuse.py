@@ -248,7 +248,8 @@ def test_child_of_a_handler_inherits_no_frame_descriptor(bridge: Bridge) -> None
 
         pipes, variables = worker.call(1, "child_sees")["result"]
 
-        assert ("1", "0") == (pipes, variables), "one pipe is the child's own"
+        assert "0" == variables
+        assert ("close-on-exec" in bridge.cannot) == (int(pipes) > 1), "one pipe is the child's own"
 
 
 def test_handler_exceptions_do_not_end_the_worker(bridge: Bridge) -> None:
@@ -301,14 +302,19 @@ def test_end_of_requests_ends_an_idle_worker(bridge: Bridge) -> None:
 
 
 def test_end_of_requests_ends_a_waiting_worker(bridge: Bridge) -> None:
-    """A handler that waits without computing does not keep the worker after its host has gone."""
+    """A handler that waits without computing does not keep the worker after its host has gone.
+
+    A worker that cannot look meanwhile (busy-eof) is ended by the host's SIGTERM.
+    """
     with start_bridge(bridge) as worker:
         worker.start()
         assert "hanging" == worker.call(1, "hang")["message"]
 
         worker.close_requests()
+        if "busy-eof" in bridge.cannot:
+            worker.process.terminate()
 
-        assert 0 == worker.wait()
+        assert (-signal.SIGTERM if "busy-eof" in bridge.cannot else 0) == worker.wait()
 
 
 @pytest.mark.parametrize("busy", [False, True], ids=["idle", "busy"])
@@ -325,13 +331,18 @@ def test_sigterm_ends_the_worker(bridge: Bridge, busy: bool) -> None:
 
 
 def test_sigint_is_ignored(bridge: Bridge) -> None:
-    """Ctrl-C in the host's terminal is the host's business."""
+    """Ctrl-C in the host's terminal is the host's business; a language may not survive the second one."""
     with start_bridge(bridge) as worker:
         worker.start()
 
         worker.process.send_signal(signal.SIGINT)
-
         assert_serves(worker)
+        worker.process.send_signal(signal.SIGINT)
+
+        if "sigint" in bridge.cannot:
+            assert -signal.SIGINT == worker.wait()
+        else:
+            assert_serves(worker)
 
 
 @pytest.mark.parametrize(
@@ -374,7 +385,7 @@ def test_claim_is_announced_only_with_its_descriptor(bridge: Bridge) -> None:
 
 
 def test_host_that_stops_reading_ends_the_worker(bridge: Bridge) -> None:
-    """A reply that nobody can read any more ends the worker with status 0, without a traceback."""
+    """A reply that nobody can read any more ends the worker with status 0 (or by SIGPIPE), without a traceback."""
     with start_bridge(bridge) as worker:
         worker.start()
         null = os.open(os.devnull, os.O_RDONLY)
@@ -383,7 +394,7 @@ def test_host_that_stops_reading_ends_the_worker(bridge: Bridge) -> None:
 
         worker.send({"id": 1, "command": "identity", "args": {"value": 1}})
 
-        assert 0 == worker.wait()
+        assert (-signal.SIGPIPE if "sigpipe" in bridge.cannot else 0) == worker.wait()
         assert "Traceback" not in worker.stderr()
         with pytest.raises(WorkerGone):
             worker.receive()
