@@ -11,7 +11,8 @@ fi
 if [ "$SNAKEPIT_FDS" ]; then
   set -- "$@" "--fds=$SNAKEPIT_FDS"
 elif ! [ -S /dev/fd/0 ] && ! [ -S /dev/fd/1 ]; then # a socket cannot be opened by its number: Lua must use 0 and 1
-  exec 3<&0 4>&1 </dev/null >&2
+  exec 3<&0 4>&1 </dev/null >/dev/null
+  [ -e /dev/fd/2 ] && exec >&2
   set -- "$@" --fds=3,4
 fi
 unset SNAKEPIT_FDS SNAKEPIT_CLAIM_FD
@@ -590,8 +591,8 @@ local function tail()
   return level == 0 and os.date('!,"timestamp":"%Y-%m-%dT%H:%M:%S.000Z"}') or "}"
 end
 
---- Class, message, data and cause of whatever was raised.
-local function describe(thrown)
+--- Class, message, data and cause of whatever was raised; of a cause itself only class and message.
+local function describe(thrown, is_cause)
   if type(thrown) ~= "table" then return { type = "LuaError", message = tostring(thrown) } end
   local kind = getmetatable(thrown)
   local name = thrown.type or type(kind) == "table" and kind.__name
@@ -601,12 +602,13 @@ local function describe(thrown)
   else
     report.message = type(kind) == "table" and kind.__tostring and tostring(thrown) or report.type
   end
+  if is_cause then return report end
   if thrown.data ~= nil then
     local encoded, text = pcall(encode, thrown.data, "data")
     report.data = encoded and text or nil
   end
   if thrown.cause ~= nil then
-    local cause = describe(thrown.cause)
+    local cause = describe(thrown.cause, true)
     report.cause = format('{"type":%s,"message":%s}', quote(cap(cause.type)), quote(cap(cause.message)))
   end
   return report
