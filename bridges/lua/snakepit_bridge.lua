@@ -441,7 +441,7 @@ local function bad_frame(reason, seen)
   local id = match(sub(seen, 1, 4096), '[{,]%s*"id"%s*:%s*(%d+)%s*[,}]')
   local message = cap(format('bad frame: %s; bytes seen: "%s"', reason, visible(sub(seen, 1, 80))))
   complain(message)
-  reply_error(id and #id < 16 and id or "null", nil, refusal("internal", "BadFrame", message))
+  reply_error(id and #id < 16 and tonumber(id) or "null", nil, refusal("internal", "BadFrame", message))
   flush()
 end
 

@@ -219,7 +219,12 @@ def test_log_fields_must_be_an_object(start: Callable[..., Worker]) -> None:
     """Fields that cannot be sent are replaced by the reason; after its request a context logs to stderr."""
     code = """
     local kept
-    command('log', function(_, ctx) kept = ctx; ctx:log('a', nil, {1}); ctx:log('b', nil, {f = print}); ctx:log('c') end)
+    command('log', function(_, ctx)
+      kept = ctx
+      ctx:log('a', nil, {1})
+      ctx:log('b', nil, {f = print})
+      ctx:log('c')
+    end)
     command('late', function() kept:log('late', 'debug', {x = 1}) end)
     """
     with start(code) as worker:
