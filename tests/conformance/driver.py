@@ -43,7 +43,7 @@ SCRIPT_LANGUAGES: dict[str, tuple[str, tuple[str, ...], str, tuple[str, ...]]] =
     #
     "perl": ("perl", (), ".pl", ()),
     #
-    "php": ("php", (), ".php", ()),
+    "php": ("php", ("-d", "display_errors=stderr", "-d", "memory_limit=-1"), ".php", ("busy-eof", "async")),
     #
     "lua": ("lua5.4", (), ".lua", ()),
 }
