@@ -573,8 +573,7 @@ final class Command
             return ($this->function)(...$bound, ...$named);
         } catch (TypeError $error) {
             // Thrown by this very call, not by one that the handler makes.
-            $ours = ($error->getTrace()[0]['file'] ?? '') === __FILE__ && !isset($error->getTrace()[0]['class'])
-                || ($error->getTrace()[0]['file'] ?? '') === __FILE__;
+            $ours = ($error->getTrace()[0]['file'] ?? '') === __FILE__;
             if ($ours && preg_match('/Argument #\d+ \(\$(\w+)\) (must be [^,]+, [^,]+ given)/', $error->getMessage(), $found)) {
                 throw bad_args("{$this->name}: '{$found[1]}' {$found[2]}");
             }
@@ -695,7 +694,7 @@ final class Bridge
         self::$owner = getmypid();
         set_error_handler(static function (int $level, string $message, string $file, int $line): bool {
             if (!(error_reporting() & $level)) {
-                return true; // silenced with @
+                return false; // silenced with @; PHP keeps it for error_get_last()
             }
             if ($level & (E_DEPRECATED | E_USER_DEPRECATED)) {
                 return false;

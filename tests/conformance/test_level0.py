@@ -69,9 +69,13 @@ def test_bad_frame_at_level_0_is_answered_with_a_string(bridge: Bridge) -> None:
 
 def test_failing_start_at_level_0_is_a_string_and_exit_1(bridge: Bridge, tmp_path: Path) -> None:
     """A handler file that raises answers the first ping, in the form that a level-0 host knows."""
-    python = bridge.language == "python"
-    handlers = tmp_path / ("broken_handlers.py" if python else "broken_handlers.js")
-    handlers.write_text("raise ValueError('no model')" if python else "throw new Error('no model');")
+    texts = {
+        "python": "raise ValueError('no model')",
+        "javascript": "throw new Error('no model');",
+        "php": "<?php throw new Exception('no model');",
+    }
+    handlers = tmp_path / f"broken_handlers{Path(bridge.handlers).suffix}"
+    handlers.write_text(texts[bridge.language])
     with Worker([*bridge.argv, "--handlers", str(handlers)], level=0) as worker:
         error = call(worker, 0, "ping", {"worker_id": "w1", "initialization": True})
 

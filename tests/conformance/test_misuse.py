@@ -307,8 +307,10 @@ def test_end_of_requests_ends_a_waiting_worker(bridge: Bridge) -> None:
         assert "hanging" == worker.call(1, "hang")["message"]
 
         worker.close_requests()
+        if "busy-eof" in bridge.cannot:
+            worker.process.terminate()  # what a host sends next
 
-        assert 0 == worker.wait()
+        assert (-signal.SIGTERM if "busy-eof" in bridge.cannot else 0) == worker.wait()
 
 
 @pytest.mark.parametrize("busy", [False, True], ids=["idle", "busy"])
