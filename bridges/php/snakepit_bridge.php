@@ -661,7 +661,6 @@ final class Bridge
     private bool $started = false;
     private bool $loading = false;
     private ?Context $current = null;
-    private ?int $index = null;
     private float $startedAt;
     private string $workerId = 'unknown';
     private static ?self $instance = null;
@@ -728,7 +727,7 @@ final class Bridge
         return $handlers;
     }
 
-    /** A handler called exit(), or PHP gave up: say so to the host while that is still possible. */
+    /** A handler called exit(), or PHP gave up: say so on stderr, with a status that is a crash. */
     private function afterEnd(): void
     {
         if (self::$leaving || getmypid() !== self::$owner) {
@@ -738,12 +737,8 @@ final class Bridge
         $fatal = error_get_last();
         $isFatal = $fatal !== null && ($fatal['type'] & (E_ERROR | E_PARSE | E_CORE_ERROR | E_COMPILE_ERROR | E_USER_ERROR)) !== 0;
         $message = $isFatal ? "{$fatal['message']} in {$fatal['file']}:{$fatal['line']}" : 'the handler called exit()';
-        if ($this->current !== null) {
-            complain($isFatal ? "fatal error: $message" : $message);
-            $this->sendError($this->current->requestId, $this->index, 'handler_error', [
-                'type' => $isFatal ? 'FatalError' : 'Exit', 'message' => Json::cap($message),
-            ]);
-        }
+        // No reply: the host would send the next request to a process that is about to end.
+        complain($isFatal ? "fatal error: $message" : $message);
         $this->stream->flush();
         self::leave($isFatal ? 255 : 1);
     }
@@ -906,7 +901,6 @@ final class Bridge
             }
             $context = new Context($this, $id, $session, $this->workerId, $until === null ? null : $received + $until / 1000);
             $this->current = $context;
-            $this->index = $index;
             try {
                 $result = $this->commands[$name]->call($itemArgs, $context);
             } catch (Throwable $error) {
