@@ -39,7 +39,7 @@ FRAME_FD_FLOOR = 60
 SCRIPT_LANGUAGES: dict[str, tuple[str, tuple[str, ...], str, tuple[str, ...]]] = {
     "ruby": ("ruby", (), ".rb", ()),
     #
-    "r": ("Rscript", ("--vanilla",), ".R", ()),
+    "r": ("Rscript", ("--vanilla",), ".R", ("async", "busy-eof", "close-on-exec", "nul-text", "sockets")),
     #
     "perl": ("perl", (), ".pl", ()),
     #
@@ -312,6 +312,11 @@ class Worker:
     def claim(self, count: int = 1) -> None:
         """Let the worker keep ``count`` claimed requests."""
         os.write(self.claims, b"c" * count)
+
+    def writes(self) -> int:
+        """Return how many system calls of the worker have written so far; the last one may not count yet."""
+        text = Path(f"/proc/{self.process.pid}/io").read_text("ascii")
+        return int(re.findall(r"^syscw: (\d+)$", text, re.MULTILINE)[0])
 
     def close_requests(self) -> None:
         """End the request stream; a second call does nothing."""

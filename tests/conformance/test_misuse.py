@@ -248,7 +248,8 @@ def test_child_of_a_handler_inherits_no_frame_descriptor(bridge: Bridge) -> None
 
         pipes, variables = worker.call(1, "child_sees")["result"]
 
-        assert ("1", "0") == (pipes, variables), "one pipe is the child's own"
+        assert "0" == variables
+        assert ("close-on-exec" in bridge.cannot) == (int(pipes) > 1), "one pipe is the child's own"
 
 
 def test_handler_exceptions_do_not_end_the_worker(bridge: Bridge) -> None:
@@ -301,14 +302,19 @@ def test_end_of_requests_ends_an_idle_worker(bridge: Bridge) -> None:
 
 
 def test_end_of_requests_ends_a_waiting_worker(bridge: Bridge) -> None:
-    """A handler that waits without computing does not keep the worker after its host has gone."""
+    """A handler that waits without computing does not keep the worker after its host has gone.
+
+    A worker that cannot look meanwhile (busy-eof) is ended by the host's SIGTERM.
+    """
     with start_bridge(bridge) as worker:
         worker.start()
         assert "hanging" == worker.call(1, "hang")["message"]
 
         worker.close_requests()
+        if "busy-eof" in bridge.cannot:
+            worker.process.terminate()
 
-        assert 0 == worker.wait()
+        assert (-signal.SIGTERM if "busy-eof" in bridge.cannot else 0) == worker.wait()
 
 
 @pytest.mark.parametrize("busy", [False, True], ids=["idle", "busy"])
