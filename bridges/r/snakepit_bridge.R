@@ -6,8 +6,26 @@
 # Runs on R >= 4.0 with the packages of R itself and jsonlite, and owns the two frame descriptors and the
 # session states.  The normative text is PROTOCOL.md, one folder up.
 
-# Below baseenv(), so that no variable of a handler file takes the place of a function used here.
-local(envir = new.env(parent = baseenv()), {
+# Rscript evaluates a file in the global environment, which belongs to the handlers.  So this first expression
+# reads the others into an environment of their own, below baseenv(), where no variable of a handler file takes
+# the place of a function.  The last of them does not return.  (One local({...}) around all would do the same,
+# but Rscript reads so long an expression in 0.7 s.)
+local({
+  own_path <- sub("^--file=", "", grep("^--file=", commandArgs(FALSE), value = TRUE)[1L])
+  own_path <- gsub("~+~", " ", own_path, fixed = TRUE)  # how Rscript passes a space
+  bridge <- new.env(parent = baseenv())
+  # The just-in-time compiler would take longer than all else before the first reply: it waits for user code.
+  # (compiler::enableJIT() is this call, but loads the compiler.)
+  bridge$jit_level <- .Internal(enableJIT(0L))
+  for (expression in parse(own_path, keep.source = FALSE)[-1L]) eval(expression, bridge)
+})
+
+# Evaluate user code before the first reply, with the compiler at the level that user code left it.
+with_compiler <- function(expr) {
+  .Internal(enableJIT(jit_level))
+  on.exit(jit_level <<- .Internal(enableJIT(0L)))
+  expr
+}
 
 BRIDGE_VERSION <- "1.0"
 DEFAULT_MAX_FRAME <- 64 * 2^20  # ASCII text read as a length is far above it: PROTOCOL.md, "Frames"
@@ -143,37 +161,44 @@ too_deep <- function(text) {
   max(cumsum(opens - closes)) > MAX_MESSAGE_DEPTH
 }
 
-# Decode one message; what jsonlite lets pass and the protocol does not is an error here.
-decode <- function(payload) {
-  if (payload[1L] != as.raw(0x7b) || payload[length(payload)] == as.raw(0L)) stop("not a JSON object in UTF-8")
-  text <- tryCatch(rawToChar(payload), error = function(e) stop("not a JSON object in UTF-8"))
-  if (!validUTF8(text)) stop("not a JSON object in UTF-8")
-  Encoding(text) <- "UTF-8"
-  if (too_deep(text)) stop("nested deeper than ", MAX_MESSAGE_DEPTH, " levels")
-  message <- tryCatch(jsonlite::parse_json(text), error = function(e) stop("not a JSON object in UTF-8"))
-  if ((contains(text, "/*") || contains(text, "//")) && contains(without_strings(text), "/")) {
-    stop("not a JSON object in UTF-8: a comment")
-  }
-  check_text(last_of_equals(message), text)
+unreadable <- function(...) {
+  stop(structure(class = c("snakepit_unreadable", "error", "condition"), list(message = paste0(...), call = NULL)))
 }
 
-# What a number or a text of the message would become without a word; may add a `problem` to the message.
+LARGE_NUMBER <- "(?<![.0-9])[0-9]{16}|[eE]\\+?[0-9]{3}"
+SUSPECT <- paste0("\\\\u|/[/*]|", LARGE_NUMBER)
+
+# Decode one message; what jsonlite lets pass and the protocol does not is an error here.
+decode <- function(payload) {
+  size <- length(payload)
+  if (payload[1L] != as.raw(0x7b) || payload[size] == as.raw(0L)) unreadable("not an object")
+  text <- rawToChar(payload)
+  if (!validUTF8(text)) unreadable("not UTF-8")
+  Encoding(text) <- "UTF-8"
+  if (size > 2L * MAX_MESSAGE_DEPTH && too_deep(text)) unreadable("nested deeper than ", MAX_MESSAGE_DEPTH, " levels")
+  message <- last_of_equals(jsonlite::parse_json(text))
+  # One pattern for all is quick in a short text, and several simple ones in a long text.
+  if (size > 1000L || matches(SUSPECT, text)) check_text(message, text) else message
+}
+
+# What jsonlite would change without a word; may add a `problem` to the message.
 check_text <- function(message, text) {
+  if ((contains(text, "/*") || contains(text, "//")) && contains(without_strings(text), "/")) unreadable("a comment")
   if (contains(text, "\\u")) {
     escapes <- gsub("\\\\", " ", text, fixed = TRUE)
     lone <- gsub("(?i)\\\\ud[89ab]..\\\\ud[c-f]..", "", escapes, perl = TRUE, useBytes = TRUE)
-    if (matches("(?i)\\\\ud[89a-f]", lone)) stop("text with a lone surrogate is not UTF-8")
+    if (matches("(?i)\\\\ud[89a-f]", lone)) unreadable("text with a lone surrogate is not UTF-8")
     if (contains(escapes, "\\u0000")) {
       attr(message, "problem") <- "text with U+0000 cannot exist in R; send it as bytes"
     }
   }
-  if (matches("(?<![.0-9])[0-9]{16}|[eE]\\+?[0-9]{3}", text)) {
+  if (matches(LARGE_NUMBER, text)) {
     plain <- without_strings(text)
     literals <- regmatches(plain, gregexpr("-?[0-9][-+.0-9eE]*", plain, perl = TRUE, useBytes = TRUE))[[1L]]
     values <- unlist(jsonlite::parse_json(paste0("[", paste(literals, collapse = ","), "]")))
     integers <- grepl("^-?[0-9]+$", literals)
     beyond <- literals[!integers & !is.finite(values)]
-    if (length(beyond)) stop("number ", substr(beyond[1L], 1L, 80L), " is out of range")
+    if (length(beyond)) unreadable("number ", substr(beyond[1L], 1L, 80L), " is out of range")
     large <- literals[integers & abs(values) > LARGEST_INTEGER]
     if (length(large)) {
       attr(message, "problem") <-
@@ -212,7 +237,10 @@ escape_token <- function(name) gsub("/", "~1", gsub("~", "~0", name, fixed = TRU
 
 quoted <- function(x, place = function(i) list(NULL, "text")) {
   if (!length(x)) return(character())
-  x <- tryCatch(enc2utf8(x), error = function(e) cannot_encode(place(1L), "text of the encoding \"bytes\" is not UTF-8"))
+  if (any(Encoding(x) == "bytes")) {
+    cannot_encode(place(which(Encoding(x) == "bytes")[1L]), "text of the encoding \"bytes\" is not UTF-8")
+  }
+  x <- enc2utf8(x)
   valid <- validUTF8(x)
   if (!all(valid)) {
     bad <- which(!valid)[1L]
@@ -251,10 +279,10 @@ number_texts <- function(x, place) {
   texts[whole] <- sprintf("%.0f", x[whole] + 0)
   rest <- which(!whole & !is.na(x))
   if (length(rest)) {
-    # R's own as.numeric() may err in the last place; the strtod() of jsonlite does not.
-    read <- unlist(jsonlite::parse_json(paste0("[", paste(texts[rest], collapse = ","), "]")))
-    longer <- rest[read != x[rest]]
-    texts[longer] <- sprintf("%.17g", x[longer])
+    same <- as.numeric(texts[rest]) == x[rest]
+    # as.numeric() may err in the last place; the strtod() of jsonlite does not.
+    if (any(same)) same[same] <- unlist(jsonlite::parse_json(array_text(texts[rest[same]]))) == x[rest[same]]
+    texts[rest[!same]] <- sprintf("%.17g", x[rest[!same]])
   }
   texts
 }
@@ -374,17 +402,9 @@ capped <- function(text) {
   paste0(iconv(part, "UTF-8", "UTF-8", sub = ""), mark)  # sub: the character that the cut went through
 }
 
-flush_output <- function() send_bytes(raw(), TRUE)
+flush_output <- function() flush(output)
 
-# Write, and flush what waits: R raises an error for SIGPIPE, and then the host has gone.
-send_bytes <- function(bytes, now) {
-  tryCatch({
-    if (length(bytes)) writeBin(bytes, output)
-    if (now) flush(output)
-  }, error = function(e) leave(0L))
-}
-
-size_bytes <- function(size) writeBin(as.integer(size), raw(), endian = "big")
+size_bytes <- function(size) as.raw(c(size %/% 16777216, size %/% 65536 %% 256, size %/% 256 %% 256, size %% 256))
 
 # Write one frame of text.  Returns 0, or its size if above the limit.
 send_text <- function(text, now = TRUE) {
@@ -392,11 +412,12 @@ send_text <- function(text, now = TRUE) {
   size <- length(bytes)
   if (size > max_frame) return(size)
   if (size < 65536L) {
-    send_bytes(c(size_bytes(size), bytes), now)
+    writeBin(c(size_bytes(size), bytes), output)
   } else {
-    send_bytes(size_bytes(size), FALSE)
-    send_bytes(bytes, now)
+    writeBin(size_bytes(size), output)
+    writeBin(bytes, output)
   }
+  if (now) flush(output)
   0L
 }
 
@@ -404,8 +425,8 @@ send_blob <- function(data) {
   from <- 0
   while (from < length(data)) {
     size <- min(max_frame, length(data) - from)
-    send_bytes(size_bytes(size), FALSE)
-    send_bytes(if (size == length(data)) data else data[from + seq_len(size)], FALSE)
+    writeBin(size_bytes(size), output)
+    writeBin(if (size == length(data)) data else data[from + seq_len(size)], output)
     from <- from + size
   }
 }
@@ -433,28 +454,24 @@ reply_error <- function(id, index, code, type, message, traceback = NULL, more =
 }
 
 reply_result <- function(id, index, result) {
-  blobs <- NULL
-  if ("attachments" %in% agreed) blobs <- new.env()
-  problem <- tryCatch({
-    text <- encode(result, list(NULL, "result"), MAX_DEPTH, blobs)
-    NULL
-  }, error = identity)
-  if (!is.null(problem)) {
-    words <- if (inherits(problem, "snakepit_refusal")) problem$message else paste("result:", conditionMessage(problem))
+  blobs <- if ("attachments" %in% agreed) new.env()
+  text <- tryCatch(encode(result, list(NULL, "result"), MAX_DEPTH, blobs), error = identity)
+  if (!is.character(text)) {
+    words <- if (inherits(text, "snakepit_refusal")) text$message else paste("result:", conditionMessage(text))
     return(reply_error(id, index, "encode_error", "EncodeError", words))
   }
   listed <- ""
-  if (length(blobs$data)) {
+  has_blobs <- !is.null(blobs$data)
+  if (has_blobs) {
     entries <- paste0('{"path":', quoted(blobs$paths), ',"kind":"bytes","len":', lengths(blobs$data), "}")
     listed <- paste0(',"attachments":', array_text(entries))
   }
   whole <- paste0(head_text(id, index), ',"success":true,"result":', text, listed, tail_text())
-  size <- send_text(whole, is.null(index) && !length(blobs$data))
+  size <- send_text(whole, is.null(index) && !has_blobs)
   if (size > 0L) {
     words <- sprintf("the encoded reply has %.0f bytes; the limit is %.0f (max_frame)", size, max_frame)
-    return(reply_error(id, index, "too_large", "ResultTooLarge", words))
-  }
-  if (length(blobs$data)) {
+    reply_error(id, index, "too_large", "ResultTooLarge", words)
+  } else if (has_blobs) {
     for (data in blobs$data) send_blob(data)
     flush_output()
   }
@@ -553,7 +570,8 @@ write_log <- function(id, is_running, message, severity, fields) {
   # A log frame before the first reply would precede the agreement it rests on.
   if (started && is_running && "log" %in% agreed) {
     text <- paste0('{"type":"log","id":', sprintf("%.0f", id), ',"level":', quoted(severity), ',"message":', quoted(message), ',"fields":', body, "}")
-    if (send_text(text) == 0L) return(invisible())
+    # Nothing but a closed pipe fails here, and to a handler that must not look like a mistake of its own.
+    if (tryCatch(send_text(text), error = host_gone) == 0L) return(invisible())
   }
   complain(paste0(severity, ": ", message, if (body != "{}") paste0(" ", body)))
 }
@@ -576,7 +594,7 @@ request_problem <- function(id, message) {
   else if (isTRUE(message[["claim"]]) && is.null(claims)) {
     tryCatch(refuse("internal", "ProtocolError", "claim: SNAKEPIT_CLAIM_FD was not given to this worker"), error = identity)
   } else if (!is_text(message[["command"]])) say("'command' must be a string")
-  else if (!exists(command_key(message[["command"]]), registered, inherits = FALSE)) {
+  else if (is.null(registered[[command_key(message[["command"]])]])) {
     available <- paste(command_names(), collapse = ", ")
     words <- paste0("Unknown command: '", message[["command"]], "'. Available: ", available)
     tryCatch(refuse("unknown_command", "UnknownCommand", words), error = identity)
@@ -584,7 +602,11 @@ request_problem <- function(id, message) {
 }
 
 perform <- function(id, message, received) {
-  if (level == 0L) message <- message[intersect(c("id", "command", "args"), names(message))]
+  if (level == 0L) {
+    problem <- attr(message, "problem")
+    message <- message[intersect(c("id", "command", "args"), names(message))]
+    attr(message, "problem") <- problem
+  }
   problem <- request_problem(id, message)
   batch <- message[["batch"]]
   is_batch <- is.list(batch) && is.null(names(batch)) && length(batch) && is.null(attr(message, "problem"))
@@ -618,7 +640,7 @@ perform <- function(id, message, received) {
     if (is.null(failure)) reply_result(id, index, result)
     else reply_condition(id, index, failure[[1L]], failure[[2L]])
   }
-  flush_output()
+  if (is_batch || is_claimed) flush_output()
 }
 
 # ------------------------------------------------------------------------------------------- commands
@@ -652,18 +674,21 @@ caller_of <- function(name, handler) {
   rest <- "..." %in% params
   named <- setdiff(params, c("...", "ctx"))
   defaults <- vapply(formals(args(handler))[named], function(value) !identical(value, quote(expr = )), NA)
+  needed <- named[!defaults]
   with_ctx <- "ctx" %in% params
+  handler_frame <- new.env()
+  assign(name, handler, envir = handler_frame)
+  call_by <- function(symbols, names) as.call(c(as.name(name), structure(lapply(symbols, as.name), names = names)))
+  all_names <- c(named, if (with_ctx) "ctx")
+  all_call <- call_by(all_names, all_names)
   function(args, ctx) {
-    values <- bind(name, args, named, named[!defaults], rest)
+    values <- bind(name, args, named, needed, rest)
     if (with_ctx) values$ctx <- ctx
     # By symbols, so that a traceback shows `fit(x = x)` and not the data itself.
-    frame <- new.env()
-    symbols <- paste0("arg", seq_along(values))
-    for (i in seq_along(values)) assign(symbols[i], values[[i]], envir = frame)
-    assign(name, handler, envir = frame)
-    call <- lapply(symbols[seq_along(values)], as.name)
-    names(call) <- names(values)
-    eval(as.call(c(as.name(name), call)), frame)
+    if (identical(names(values), all_names)) return(eval(all_call, list2env(values, parent = handler_frame)))
+    symbols <- paste0(".v", seq_along(values))[seq_along(values)]
+    frame <- list2env(structure(values, names = symbols), parent = handler_frame)
+    eval(call_by(symbols, names(values)), frame)
   }
 }
 
@@ -680,10 +705,11 @@ bind <- function(name, args, params, needed, rest) {
     }
     names(values) <- c(params, rep("", length(values)))[seq_along(values)]
   }
-  missing <- setdiff(needed, names(values))
-  if (length(missing)) bad_args(name, ": missing '", missing[1L], "'")
-  unexpected <- setdiff(names(values), params)
-  if (length(unexpected) && !rest) bad_args(name, ": unexpected '", unexpected[1L], "'")
+  if (identical(names(values), params)) return(values)
+  is_there <- needed %in% names(values)
+  if (!all(is_there)) bad_args(name, ": missing '", needed[!is_there][1L], "'")
+  is_known <- names(values) %in% params
+  if (!rest && !all(is_known)) bad_args(name, ": unexpected '", names(values)[!is_known][1L], "'")
   values
 }
 
@@ -771,6 +797,13 @@ get_command <- function(commands, name) {
   if (name %in% own_names) attr(commands, "handlers")[[name]]
 }
 
+# Evaluate one expression of a handler file; a mere definition needs no compiler.
+evaluate <- function(expression) {
+  is_definition <- is.call(expression) && length(expression) == 3L && is.call(expression[[3L]]) &&
+    identical(expression[[3L]][[1L]], quote(`function`))
+  if (is_definition) eval(expression, globalenv()) else with_compiler(eval(expression, globalenv()))
+}
+
 # Evaluate the handler file in the global environment, as source() does.
 load_handlers <- function(path) {
   if (!file.exists(path)) stop("cannot open the handler file '", path, "': no such file", call. = FALSE)
@@ -793,7 +826,7 @@ load_handlers <- function(path) {
     above <- line - 1L
     while (above > 0L && startsWith(lines[above], "#'")) above <- above - 1L
     doc_above <<- clean(paste(sub("^#' ?", "", lines[above + seq_len(line - 1L - above)]), collapse = "\n"))
-    withCallingHandlers(eval(expressions[[k]], globalenv()), error = function(e) {
+    withCallingHandlers(evaluate(expressions[[k]]), error = function(e) {
       # R keeps no line of an expression at the top of a file.
       e$message <- paste0(path, ":", line, ": ", conditionMessage(e))
       stop(e)
@@ -809,8 +842,10 @@ load_handlers <- function(path) {
 start_handlers <- function(start_args, ctx) {
   if (!is.null(handlers_file)) load_handlers(handlers_file)
   on_start <- if (!is.null(handlers_file)) get0("on_start", globalenv(), mode = "function", inherits = FALSE)
-  if (!is.null(on_start)) caller_of("on_start", on_start)(start_args, ctx)
-  else if (!is.null(start_args)) bad_args("start_args were given, but the handlers define no on_start function")
+  if (!is.null(on_start)) {
+    call <- caller_of("on_start", on_start)
+    with_compiler(call(start_args, ctx))
+  } else if (!is.null(start_args)) bad_args("start_args were given, but the handlers define no on_start function")
 }
 
 negotiate <- function(offer) {
@@ -850,9 +885,12 @@ start <- function(id, message, received) {
     leave(1L)
   }
   started <<- TRUE
-  if (!is_offered) return(perform(id, message, received))
-  requests <<- requests + 1
-  reply_result(id, NULL, c(ping(simplify(args)), list(protocol = handshake())))
+  if (is_offered) {
+    requests <<- requests + 1
+    reply_result(id, NULL, c(ping(simplify(args)), list(protocol = handshake())))
+  }
+  .Internal(enableJIT(jit_level))
+  if (!is_offered) perform(id, message, received)
 }
 
 # ------------------------------------------------------------------------------------------- reading
@@ -945,7 +983,10 @@ insert_attachments <- function(message, entries, blobs) {
 answer <- function(payload) {
   received <- clock()
   message <- tryCatch(decode(payload), error = identity)
-  if (inherits(message, "error")) return(bad_frame(payload, conditionMessage(message), known_id(payload)))
+  if (inherits(message, "error")) {
+    reason <- if (inherits(message, "snakepit_unreadable")) message$message else "not a JSON object"
+    return(bad_frame(payload, reason, known_id(payload)))
+  }
   given <- names(message)
   if (!"command" %in% given && "type" %in% given) {
     if (identical(message[["type"]], "session_end")) end_session(message[["session"]])
@@ -982,10 +1023,15 @@ main <- function(argv) {
   }
   options(warn = 1)  # R holds warnings back until a top level that is never reached
   take_descriptors()
-  repeat answer(read_frame())
+  tryCatch(repeat answer(read_frame()), error = host_gone)
+}
+
+# R makes an error of SIGPIPE.  Any other error here is the bridge's own.
+host_gone <- function(problem) {
+  if (grepl("SIGPIPE", conditionMessage(problem), fixed = TRUE)) leave(0L)
+  complain(paste("internal error:", conditionMessage(problem)))
+  leave(70L)
 }
 
 # Ctrl-C in a terminal reaches the whole group: the host decides.
 suspendInterrupts(main(commandArgs(TRUE)))
-
-})
