@@ -48,11 +48,16 @@ worker_id <- "unknown"
 worker_state <- new.env()
 session_names <- character()
 session_states <- list()  # in the order of session_names, which an environment's rules for names would limit
-registered <- new.env()  # command -> list(call, params, doc)
+commands <- list()  # name -> list(call, params, doc)
 requests <- 0
 started <- FALSE
 handlers_file <- NULL
-running <- NULL  # the token of the request that runs: what ctx$log compares its own with
+phase <- "idle"  # or decoding, starting, running, encoding: what an error means
+payload <- raw()  # the frame being decoded
+job <- NULL  # INVARIANT: the request whose items are not all answered, or NULL
+position <- 0L  # of the job's items that have begun
+running <- NULL  # the token of the item that runs: what ctx$log compares its own with
+raised_by <- NULL  # the calls that led to the error of a handler
 
 input <- NULL
 output <- NULL
@@ -402,8 +407,6 @@ capped <- function(text) {
   paste0(iconv(part, "UTF-8", "UTF-8", sub = ""), mark)  # sub: the character that the cut went through
 }
 
-flush_output <- function() flush(output)
-
 size_bytes <- function(size) as.raw(c(size %/% 16777216, size %/% 65536 %% 256, size %/% 256 %% 256, size %% 256))
 
 # Write one frame of text.  Returns 0, or its size if above the limit.
@@ -455,11 +458,9 @@ reply_error <- function(id, index, code, type, message, traceback = NULL, more =
 
 reply_result <- function(id, index, result) {
   blobs <- if ("attachments" %in% agreed) new.env()
-  text <- tryCatch(encode(result, list(NULL, "result"), MAX_DEPTH, blobs), error = identity)
-  if (!is.character(text)) {
-    words <- if (inherits(text, "snakepit_refusal")) text$message else paste("result:", conditionMessage(text))
-    return(reply_error(id, index, "encode_error", "EncodeError", words))
-  }
+  phase <<- "encoding"
+  text <- encode(result, list(NULL, "result"), MAX_DEPTH, blobs)
+  phase <<- "idle"
   listed <- ""
   has_blobs <- !is.null(blobs$data)
   if (has_blobs) {
@@ -473,7 +474,7 @@ reply_result <- function(id, index, result) {
     reply_error(id, index, "too_large", "ResultTooLarge", words)
   } else if (has_blobs) {
     for (data in blobs$data) send_blob(data)
-    flush_output()
+    flush(output)
   }
 }
 
@@ -511,19 +512,58 @@ reply_condition <- function(id, index, condition, calls) {
 
 # ------------------------------------------------------------------------------------------- running
 
-# Run an expression.  Returns NULL, or list(condition, calls) for what it raised.
-caught <- function(expr) {
-  base <- sys.nframe()
-  calls <- list()
-  # The frames of the two handlers and of tryCatch itself, and those of stop(), tell nobody anything.
-  remember <- function(condition) {
-    all <- sys.calls()
-    calls <<- all[seq_len(max(0L, length(all) - 1L))][-seq_len(base)]
+# Keep the calls below the handler's own; it runs while the error is raised, which recover() does not.
+remember <- function(condition) {
+  calls <- sys.calls()
+  first <- which(vapply(calls, identical, NA, quote(call(args, ctx))))[1L]
+  # The last call is this one.
+  raised_by <<- if (is.na(first)) list() else calls[first:(length(calls) - 1L)][-1L]
+}
+
+interrupted <- function(condition) {
+  stop(structure(class = c("interrupt", "error", "condition"), list(message = "interrupted", call = NULL)))
+}
+
+# Answer requests until an error, whoever raised it; then answer with that and go on.  Handlers around each
+# request would cost more than most requests.
+serve <- function() {
+  repeat {
+    problem <- tryCatch(withCallingHandlers({
+      run_job()
+      repeat answer(read_frame())
+    }, error = remember, interrupt = interrupted), error = identity)
+    tryCatch(recover(problem), error = host_gone)
   }
-  tryCatch({
-    withCallingHandlers(expr, error = remember)
-    NULL
-  }, error = function(e) list(e, calls), interrupt = function(e) list(e, list()))
+}
+
+recover <- function(problem) {
+  at <- phase
+  phase <<- "idle"
+  running <<- NULL
+  switch(at,
+    decoding = {
+      reason <- if (inherits(problem, "snakepit_unreadable")) problem$message else "not a JSON object"
+      bad_frame(payload, reason, known_id(payload))
+    },
+    starting = {
+      complain(paste("could not start:", capped(conditionMessage(problem))))
+      reply_condition(job$id, NULL, problem, raised_by)
+      leave(1L)
+    },
+    running = reply_condition(job$id, job_index(), problem, raised_by),
+    encoding = {
+      words <- if (inherits(problem, "snakepit_refusal")) problem$message else paste("result:", conditionMessage(problem))
+      reply_error(job$id, job_index(), "encode_error", "EncodeError", words)
+    },
+    host_gone(problem)
+  )
+}
+
+# R makes an error of SIGPIPE.  Any other error here is the bridge's own.
+host_gone <- function(problem) {
+  if (grepl("SIGPIPE", conditionMessage(problem), fixed = TRUE)) leave(0L)
+  complain(paste("internal error:", conditionMessage(problem)))
+  leave(70L)
 }
 
 session_state <- function(session) {
@@ -594,66 +634,81 @@ request_problem <- function(id, message) {
   else if (isTRUE(message[["claim"]]) && is.null(claims)) {
     tryCatch(refuse("internal", "ProtocolError", "claim: SNAKEPIT_CLAIM_FD was not given to this worker"), error = identity)
   } else if (!is_text(message[["command"]])) say("'command' must be a string")
-  else if (is.null(registered[[command_key(message[["command"]])]])) {
+  else if (!message[["command"]] %in% names(commands)) {
     available <- paste(command_names(), collapse = ", ")
     words <- paste0("Unknown command: '", message[["command"]], "'. Available: ", available)
     tryCatch(refuse("unknown_command", "UnknownCommand", words), error = identity)
   }
 }
 
+PLAIN <- c("id", "command", "args")
+
 perform <- function(id, message, received) {
-  if (level == 0L) {
-    problem <- attr(message, "problem")
-    message <- message[intersect(c("id", "command", "args"), names(message))]
-    attr(message, "problem") <- problem
+  problem <- attr(message, "problem")
+  if (level == 0L) message <- message[intersect(PLAIN, names(message))]
+  attr(message, "problem") <- problem
+  command <- message[["command"]]
+  at <- if (is_text(command)) match(command, names(commands), 0L) else 0L
+  if (at > 0L && is.null(problem) && identical(names(message), PLAIN)) {
+    job <<- list(id = id, items = list(message[["args"]]), call = commands[[at]]$call, is_batch = FALSE, is_claimed = FALSE)
+  } else {
+    problem <- request_problem(id, message)
+    batch <- message[["batch"]]
+    is_batch <- is.list(batch) && is.null(names(batch)) && length(batch) && is.null(attr(message, "problem"))
+    job <<- list(
+      id = id, problem = problem, call = if (is.null(problem)) commands[[at]]$call,
+      items = if (is_batch) batch else list(if ("args" %in% names(message)) message[["args"]] else EMPTY_OBJECT),
+      is_batch = is_batch, is_claimed = isTRUE(message[["claim"]]) && !is.null(claims),
+      session = if (is_text(message[["session"]])) message[["session"]],
+      ends_at = if (is_number(message[["deadline_ms"]])) received + message[["deadline_ms"]] / 1000
+    )
   }
-  problem <- request_problem(id, message)
-  batch <- message[["batch"]]
-  is_batch <- is.list(batch) && is.null(names(batch)) && length(batch) && is.null(attr(message, "problem"))
-  items <- if (is_batch) batch else list(if ("args" %in% names(message)) message[["args"]] else EMPTY_OBJECT)
-  session <- if (is_text(message[["session"]])) message[["session"]]
-  ends_at <- if (is_number(message[["deadline_ms"]])) received + message[["deadline_ms"]] / 1000
-  is_claimed <- isTRUE(message[["claim"]]) && !is.null(claims)
-  call <- if (is.null(problem)) registered[[command_key(message[["command"]])]]$call
-  since <- 0
-  for (item in seq_along(items)) {
-    index <- if (is_batch) item
-    if (is_claimed && !claimed()) {
-      send_text(paste0(head_text(id, index), ',"type":"recalled"}'), FALSE)
+  position <<- 0L
+  run_job()
+}
+
+job_index <- function() if (job$is_batch) position
+
+# Run what is left of the job.
+run_job <- function() {
+  flushed_at <- 0
+  call <- job$call
+  while (position < length(job$items)) {
+    position <<- position + 1L
+    if (job$is_claimed && !claimed()) {
+      send_text(paste0(head_text(job$id, job_index()), ',"type":"recalled"}'), FALSE)
       next
     }
     # Nothing waits behind a handler, but the youngest replies of a batch.
-    now <- clock()
-    if (item > 1L && abs(now - since) > BATCH_WAIT_S) {
-      flush_output()
-      since <- now
+    if (position > 1L && abs(clock() - flushed_at) > BATCH_WAIT_S) {
+      flush(output)
+      flushed_at <- clock()
     }
     requests <<- requests + 1
-    if (!is.null(problem)) {
-      reply_condition(id, index, problem)
+    if (!is.null(job$problem)) {
+      reply_condition(job$id, job_index(), job$problem)
       next
     }
-    args <- simplify(items[[item]])
-    ctx <- new_context(id, session, ends_at)
-    failure <- caught(result <- call(args, ctx))
+    args <- simplify(job$items[[position]])
+    ctx <- new_context(job$id, job$session, job$ends_at)
+    phase <<- "running"
+    result <- call(args, ctx)
+    phase <<- "idle"
     running <<- NULL
-    if (is.null(failure)) reply_result(id, index, result)
-    else reply_condition(id, index, failure[[1L]], failure[[2L]])
+    reply_result(job$id, job_index(), result)
   }
-  if (is_batch || is_claimed) flush_output()
+  if (is.null(job)) return(invisible())
+  if (job$is_batch || job$is_claimed) flush(output)
+  job <<- NULL
 }
 
 # ------------------------------------------------------------------------------------------- commands
 
-# An environment takes no empty name, and none above 10,000 bytes.
-command_key <- function(name) paste0("=", substr(name, 1L, 1000L))
-
-command_names <- function() sort(substring(ls(registered, all.names = TRUE), 2L), method = "radix")
+command_names <- function() sort(names(commands), method = "radix")
 
 register <- function(name, handler, doc = "") {
-  assign(command_key(name), envir = registered, list(
-    call = caller_of(name, handler), params = setdiff(names(formals(args(handler))), c("args", "ctx", "...")), doc = doc
-  ))
+  params <- setdiff(names(formals(args(handler))), c("args", "ctx", "..."))
+  commands[[name]] <<- list(call = caller_of(name, handler), params = params, doc = doc)
 }
 
 # A function of (args, ctx) that calls the handler in the way its parameters ask for.
@@ -774,9 +829,7 @@ register_built_ins <- function() {
   register("echo", function(args, ctx) list(status = "ok", echoed = args, timestamp = clock()), "Return the args as they came.")
   register("compute", function(args, ctx) compute(args), "Add, subtract, multiply or divide two numbers.")
   register("info", function(args, ctx) info(), "Describe the bridge and its system.")
-  entry <- registered[[command_key("compute")]]
-  entry$params <- c("operation", "a", "b")
-  assign(command_key("compute"), entry, envir = registered)
+  commands$compute$params <<- c("operation", "a", "b")
 }
 
 # ------------------------------------------------------------------------------------------- start
@@ -844,7 +897,10 @@ start_handlers <- function(start_args, ctx) {
   on_start <- if (!is.null(handlers_file)) get0("on_start", globalenv(), mode = "function", inherits = FALSE)
   if (!is.null(on_start)) {
     call <- caller_of("on_start", on_start)
-    with_compiler(call(start_args, ctx))
+    with_compiler({
+      args <- start_args
+      call(args, ctx)
+    })
   } else if (!is.null(start_args)) bad_args("start_args were given, but the handlers define no on_start function")
 }
 
@@ -858,7 +914,7 @@ negotiate <- function(offer) {
 
 handshake <- function() {
   entries <- lapply(command_names(), function(name) {
-    entry <- registered[[command_key(name)]]
+    entry <- commands[[name]]
     list(params = I(as.character(entry$params)), doc = entry$doc)
   })
   names(entries) <- command_names()
@@ -877,17 +933,16 @@ start <- function(id, message, received) {
   if (is_text(args[["worker_id"]])) worker_id <<- args[["worker_id"]]
   register_built_ins()
   ctx <- new_context(id, NULL, NULL)
-  failure <- caught(start_handlers(simplify(args[["start_args"]]), ctx))
+  phase <<- "starting"
+  job <<- list(id = id, is_batch = FALSE)
+  start_handlers(simplify(args[["start_args"]]), ctx)
+  phase <<- "idle"
   running <<- NULL
-  if (!is.null(failure)) {
-    complain(paste("could not start:", capped(conditionMessage(failure[[1L]]))))
-    reply_condition(id, NULL, failure[[1L]], failure[[2L]])
-    leave(1L)
-  }
   started <<- TRUE
   if (is_offered) {
     requests <<- requests + 1
     reply_result(id, NULL, c(ping(simplify(args)), list(protocol = handshake())))
+    job <<- NULL
   }
   .Internal(enableJIT(jit_level))
   if (!is_offered) perform(id, message, received)
@@ -980,13 +1035,12 @@ insert_attachments <- function(message, entries, blobs) {
   message
 }
 
-answer <- function(payload) {
+answer <- function(frame) {
   received <- clock()
-  message <- tryCatch(decode(payload), error = identity)
-  if (inherits(message, "error")) {
-    reason <- if (inherits(message, "snakepit_unreadable")) message$message else "not a JSON object"
-    return(bad_frame(payload, reason, known_id(payload)))
-  }
+  payload <<- frame
+  phase <<- "decoding"
+  message <- decode(frame)
+  phase <<- "idle"
   given <- names(message)
   if (!"command" %in% given && "type" %in% given) {
     if (identical(message[["type"]], "session_end")) end_session(message[["session"]])
@@ -994,7 +1048,7 @@ answer <- function(payload) {
   }
   id <- message[["id"]]
   if (!is_number(id) || id < 0 || id != trunc(id) || id > LARGEST_INTEGER) {
-    return(bad_frame(payload, "no integer id from 0 to 2^53-1"))
+    return(bad_frame(frame, "no integer id from 0 to 2^53-1"))
   }
   entries <- message[["attachments"]]
   if (level > 0L && is.list(entries) && length(entries)) {
@@ -1023,14 +1077,7 @@ main <- function(argv) {
   }
   options(warn = 1)  # R holds warnings back until a top level that is never reached
   take_descriptors()
-  tryCatch(repeat answer(read_frame()), error = host_gone)
-}
-
-# R makes an error of SIGPIPE.  Any other error here is the bridge's own.
-host_gone <- function(problem) {
-  if (grepl("SIGPIPE", conditionMessage(problem), fixed = TRUE)) leave(0L)
-  complain(paste("internal error:", conditionMessage(problem)))
-  leave(70L)
+  serve()
 }
 
 # Ctrl-C in a terminal reaches the whole group: the host decides.
