@@ -59,6 +59,7 @@ position <- 0L  # of the job's items that have begun
 running <- NULL  # the token of the item that runs: what ctx$log compares its own with
 raised_by <- NULL  # the calls that led to the error of a handler
 
+parse_json <- NULL  # jsonlite's; `::` would look it up each time
 input <- NULL
 output <- NULL
 claims <- NULL
@@ -181,7 +182,7 @@ decode <- function(payload) {
   if (!validUTF8(text)) unreadable("not UTF-8")
   Encoding(text) <- "UTF-8"
   if (size > 2L * MAX_MESSAGE_DEPTH && too_deep(text)) unreadable("nested deeper than ", MAX_MESSAGE_DEPTH, " levels")
-  message <- last_of_equals(jsonlite::parse_json(text))
+  message <- last_of_equals(parse_json(text))
   # One pattern for all is quick in a short text, and several simple ones in a long text.
   if (size > 1000L || matches(SUSPECT, text)) check_text(message, text) else message
 }
@@ -200,7 +201,7 @@ check_text <- function(message, text) {
   if (matches(LARGE_NUMBER, text)) {
     plain <- without_strings(text)
     literals <- regmatches(plain, gregexpr("-?[0-9][-+.0-9eE]*", plain, perl = TRUE, useBytes = TRUE))[[1L]]
-    values <- unlist(jsonlite::parse_json(paste0("[", paste(literals, collapse = ","), "]")))
+    values <- unlist(parse_json(paste0("[", paste(literals, collapse = ","), "]")))
     integers <- grepl("^-?[0-9]+$", literals)
     beyond <- literals[!integers & !is.finite(values)]
     if (length(beyond)) unreadable("number ", substr(beyond[1L], 1L, 80L), " is out of range")
@@ -245,6 +246,8 @@ quoted <- function(x, place = function(i) list(NULL, "text")) {
   if (any(Encoding(x) == "bytes")) {
     cannot_encode(place(which(Encoding(x) == "bytes")[1L]), "text of the encoding \"bytes\" is not UTF-8")
   }
+  # In the C locale R would write bytes that it does not know as "<ff>".
+  if (!l10n_info()[["Latin-1"]]) Encoding(x)[Encoding(x) == "unknown"] <- "UTF-8"
   x <- enc2utf8(x)
   valid <- validUTF8(x)
   if (!all(valid)) {
@@ -286,7 +289,7 @@ number_texts <- function(x, place) {
   if (length(rest)) {
     same <- as.numeric(texts[rest]) == x[rest]
     # as.numeric() may err in the last place; the strtod() of jsonlite does not.
-    if (any(same)) same[same] <- unlist(jsonlite::parse_json(array_text(texts[rest[same]]))) == x[rest[same]]
+    if (any(same)) same[same] <- unlist(parse_json(array_text(texts[rest[same]]))) == x[rest[same]]
     texts[rest[!same]] <- sprintf("%.17g", x[rest[!same]])
   }
   texts
@@ -516,8 +519,10 @@ reply_condition <- function(id, index, condition, calls) {
 remember <- function(condition) {
   calls <- sys.calls()
   first <- which(vapply(calls, identical, NA, quote(call(args, ctx))))[1L]
-  # The last call is this one.
-  raised_by <<- if (is.na(first)) list() else calls[first:(length(calls) - 1L)][-1L]
+  calls <- if (is.na(first)) list() else calls[first:(length(calls) - 1L)][-1L]  # the last call is this one
+  while (length(calls) && identical(calls[[1L]][[1L]], quote(eval))) calls <- calls[-1L]  # how a handler is called
+  while (length(calls) && identical(calls[[length(calls)]][[1L]], quote(.handleSimpleError))) calls <- calls[-length(calls)]
+  raised_by <<- calls
 }
 
 interrupted <- function(condition) {
@@ -1075,6 +1080,7 @@ main <- function(argv) {
   if (!requireNamespace("jsonlite", quietly = TRUE)) {
     usage("the R package jsonlite is missing; install it with install.packages(\"jsonlite\") or apt install r-cran-jsonlite")
   }
+  parse_json <<- jsonlite::parse_json
   options(warn = 1)  # R holds warnings back until a top level that is never reached
   take_descriptors()
   serve()
