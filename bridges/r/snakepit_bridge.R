@@ -124,7 +124,7 @@ protect_standard_streams <- function() {
 
 # ------------------------------------------------------------------------------------------- refusals
 
-refuse <- function(code, type, message, call = NULL) {
+refuse <- function(code, type, message) {
   stop(structure(class = c("snakepit_refusal", "error", "condition"),
                  list(message = message, call = NULL, code = code, type = type)))
 }
@@ -655,13 +655,15 @@ perform <- function(id, message, received) {
   command <- message[["command"]]
   at <- if (is_text(command)) match(command, names(commands), 0L) else 0L
   if (at > 0L && is.null(problem) && identical(names(message), PLAIN)) {
-    job <<- list(id = id, items = list(message[["args"]]), call = commands[[at]]$call, is_batch = FALSE, is_claimed = FALSE)
+    job <<- list(id = id, items = list(message[["args"]]), call = commands[[at]]$call,
+                 wants_ctx = commands[[at]]$wants_ctx, is_batch = FALSE, is_claimed = FALSE)
   } else {
     problem <- request_problem(id, message)
     batch <- message[["batch"]]
     is_batch <- is.list(batch) && is.null(names(batch)) && length(batch) && is.null(attr(message, "problem"))
     job <<- list(
       id = id, problem = problem, call = if (is.null(problem)) commands[[at]]$call,
+      wants_ctx = is.null(problem) && commands[[at]]$wants_ctx,
       items = if (is_batch) batch else list(if ("args" %in% names(message)) message[["args"]] else EMPTY_OBJECT),
       is_batch = is_batch, is_claimed = isTRUE(message[["claim"]]) && !is.null(claims),
       session = if (is_text(message[["session"]])) message[["session"]],
@@ -695,7 +697,7 @@ run_job <- function() {
       next
     }
     args <- simplify(job$items[[position]])
-    ctx <- new_context(job$id, job$session, job$ends_at)
+    ctx <- if (job$wants_ctx) new_context(job$id, job$session, job$ends_at)
     phase <<- "running"
     result <- call(args, ctx)
     phase <<- "idle"
@@ -712,8 +714,11 @@ run_job <- function() {
 command_names <- function() sort(names(commands), method = "radix")
 
 register <- function(name, handler, doc = "") {
-  params <- setdiff(names(formals(args(handler))), c("args", "ctx", "..."))
-  commands[[name]] <<- list(call = caller_of(name, handler), params = params, doc = doc)
+  params <- names(formals(args(handler)))
+  commands[[name]] <<- list(
+    call = caller_of(name, handler), wants_ctx = any(c("ctx", "...") %in% params),
+    params = setdiff(params, c("args", "ctx", "...")), doc = doc
+  )
 }
 
 # A function of (args, ctx) that calls the handler in the way its parameters ask for.
@@ -929,6 +934,9 @@ handshake <- function() {
   )
 }
 
+topmost <- environment()
+EACH_REQUEST <- c("clock", "decode", "matches", "last_of_equals", "quoted", "array_text", "is_text", "is_number", "head_text", "tail_text", "size_bytes", "send_text", "job_index")
+
 # Negotiate, load the handlers, run on_start, and only then answer the first request.
 start <- function(id, message, received) {
   args <- if (is.list(message[["args"]])) message[["args"]] else EMPTY_OBJECT
@@ -950,6 +958,8 @@ start <- function(id, message, received) {
     job <<- NULL
   }
   .Internal(enableJIT(jit_level))
+  # The compiler leaves out functions that are short and not in the global environment.
+  if (jit_level > 0L) for (name in EACH_REQUEST) assign(name, compiler::cmpfun(get(name)), envir = topmost)
   if (!is_offered) perform(id, message, received)
 }
 
