@@ -274,13 +274,15 @@ number_texts <- function(x, place) {
   finite <- is.finite(x) | (is.na(x) & !is.nan(x))
   if (!all(finite)) {
     bad <- which(!finite)[1L]
-    cannot_encode(place(bad), paste(if (is.nan(x[bad])) "NaN" else if (x[bad] > 0) "Infinity" else "-Infinity", "is not JSON"))
+    name <- if (is.nan(x[bad])) "NaN" else if (x[bad] > 0) "Infinity" else "-Infinity"
+    cannot_encode(place(bad), paste(name, "is not JSON"))
   }
   whole <- !is.na(x) & x == trunc(x) & abs(x) < 1e21
   large <- whole & abs(x) > LARGEST_INTEGER
   if (any(large)) {
     bad <- which(large)[1L]
-    cannot_encode(place(bad), paste0("integer ", sprintf("%.0f", x[bad]), " is beyond 2^53-1 and may be rounded; send it as text"))
+    words <- sprintf("integer %.0f is beyond 2^53-1 and may be rounded; send it as text", x[bad])
+    cannot_encode(place(bad), words)
   }
   if (all(whole)) return(sprintf("%.0f", x + 0))  # 0 is added for -0, which R prints with its sign
   texts <- sprintf("%.15g", x)
@@ -296,8 +298,9 @@ number_texts <- function(x, place) {
 }
 
 class_problem <- function(x) {
-  if (inherits(x, c("Date", "POSIXt", "difftime"))) paste(class(x)[1L], "is not JSON; convert it, for example with format()")
-  else paste(class(x)[1L], "is not JSON; convert it to a list, a vector or a data frame")
+  if (inherits(x, c("Date", "POSIXt", "difftime"))) {
+    paste(class(x)[1L], "is not JSON; convert it, for example with format()")
+  } else paste(class(x)[1L], "is not JSON; convert it to a list, a vector or a data frame")
 }
 
 # The JSON text of each value of a vector, or of each row of a matrix or data frame.
@@ -557,7 +560,8 @@ recover <- function(problem) {
     },
     running = reply_condition(job$id, job_index(), problem, raised_by),
     encoding = {
-      words <- if (inherits(problem, "snakepit_refusal")) problem$message else paste("result:", conditionMessage(problem))
+      is_ours <- inherits(problem, "snakepit_refusal")
+      words <- if (is_ours) problem$message else paste("result:", conditionMessage(problem))
       reply_error(job$id, job_index(), "encode_error", "EncodeError", words)
     },
     host_gone(problem)
@@ -609,12 +613,14 @@ new_context <- function(id, session, ends_at) {
 
 write_log <- function(id, is_running, message, severity, fields) {
   body <- tryCatch(
-    if (is.null(names(fields))) cannot_encode(list(NULL, "fields"), "must be a named list") else encode(as.list(fields), list(NULL, "fields"), MAX_DEPTH, NULL),
+    if (is.null(names(fields))) cannot_encode(list(NULL, "fields"), "must be a named list")
+    else encode(as.list(fields), list(NULL, "fields"), MAX_DEPTH, NULL),
     error = function(e) paste0('{"encode_error":', quoted(clean(conditionMessage(e))), "}")
   )
   # A log frame before the first reply would precede the agreement it rests on.
   if (started && is_running && "log" %in% agreed) {
-    text <- paste0('{"type":"log","id":', sprintf("%.0f", id), ',"level":', quoted(severity), ',"message":', quoted(message), ',"fields":', body, "}")
+    text <- paste0('{"type":"log","id":', sprintf("%.0f", id), ',"level":', quoted(severity),
+                   ',"message":', quoted(message), ',"fields":', body, "}")
     # Nothing but a closed pipe fails here, and to a handler that must not look like a mistake of its own.
     if (tryCatch(send_text(text), error = host_gone) == 0L) return(invisible())
   }
@@ -632,12 +638,14 @@ request_problem <- function(id, message) {
   batch <- message[["batch"]]
   say <- function(...) tryCatch(bad_args("request ", sprintf("%.0f", id), ": ", ...), error = identity)
   if (!is.null(attr(message, "problem"))) say(attr(message, "problem"))
-  else if (!is.null(message[["deadline_ms"]]) && !is_number(message[["deadline_ms"]])) say("'deadline_ms' must be a number")
-  else if (!is.null(message[["session"]]) && !is_text(message[["session"]])) say("'session' must be a string")
+  else if (!is.null(message[["deadline_ms"]]) && !is_number(message[["deadline_ms"]])) {
+    say("'deadline_ms' must be a number")
+  } else if (!is.null(message[["session"]]) && !is_text(message[["session"]])) say("'session' must be a string")
   else if ("batch" %in% given && (!is.list(batch) || !is.null(names(batch)))) say("'batch' must be an array")
   else if ("batch" %in% given && !length(batch)) say("'batch' must not be empty")
   else if (isTRUE(message[["claim"]]) && is.null(claims)) {
-    tryCatch(refuse("internal", "ProtocolError", "claim: SNAKEPIT_CLAIM_FD was not given to this worker"), error = identity)
+    words <- "claim: SNAKEPIT_CLAIM_FD was not given to this worker"
+    tryCatch(refuse("internal", "ProtocolError", words), error = identity)
   } else if (!is_text(message[["command"]])) say("'command' must be a string")
   else if (!message[["command"]] %in% names(commands)) {
     available <- paste(command_names(), collapse = ", ")
@@ -808,8 +816,10 @@ compute <- function(args) {
   }
   operation <- args[["operation"]]
   if (!is_text(operation) || !operation %in% names(OPERATIONS)) {
-    shown <- if (is_text(operation)) operation else tryCatch(encode(operation, list(NULL, "operation"), MAX_DEPTH, NULL), error = function(e) typeof(operation))
-    bad_args("compute: unknown operation '", substr(shown, 1L, 200L), "'; one of ", paste(names(OPERATIONS), collapse = ", "))
+    as_json <- function() encode(operation, list(NULL, "operation"), MAX_DEPTH, NULL)
+    shown <- if (is_text(operation)) operation else tryCatch(as_json(), error = function(e) typeof(operation))
+    known <- paste(names(OPERATIONS), collapse = ", ")
+    bad_args("compute: unknown operation '", substr(shown, 1L, 200L), "'; one of ", known)
   }
   for (field in c("a", "b")) {
     if (!is_number(args[[field]]) || is.object(args[[field]])) bad_args("compute: field '", field, "' must be a number")
@@ -836,7 +846,8 @@ info <- function() {
 
 register_built_ins <- function() {
   register("ping", function(args, ctx) ping(args), "Tell that the worker is well.")
-  register("echo", function(args, ctx) list(status = "ok", echoed = args, timestamp = clock()), "Return the args as they came.")
+  echo <- function(args, ctx) list(status = "ok", echoed = args, timestamp = clock())
+  register("echo", echo, "Return the args as they came.")
   register("compute", function(args, ctx) compute(args), "Add, subtract, multiply or divide two numbers.")
   register("info", function(args, ctx) info(), "Describe the bridge and its system.")
   commands$compute$params <<- c("operation", "a", "b")
@@ -935,7 +946,10 @@ handshake <- function() {
 }
 
 topmost <- environment()
-EACH_REQUEST <- c("clock", "decode", "matches", "last_of_equals", "quoted", "array_text", "is_text", "is_number", "head_text", "tail_text", "size_bytes", "send_text", "job_index")
+EACH_REQUEST <- c(
+  "clock", "decode", "matches", "last_of_equals", "quoted", "array_text", "is_text", "is_number", "head_text",
+  "tail_text", "size_bytes", "send_text", "job_index"
+)
 
 # Negotiate, load the handlers, run on_start, and only then answer the first request.
 start <- function(id, message, received) {
@@ -989,7 +1003,9 @@ fatal_frame <- function(seen, reason) {
 known_id <- function(payload) {
   begin <- payload[seq_len(min(4096L, length(payload)))]
   begin[begin == as.raw(0L)] <- as.raw(1L)
-  found <- regmatches(text <- rawToChar(begin), regexec('[{,][ \t\r\n]*"id"[ \t\r\n]*:[ \t\r\n]*([0-9]{1,15})[ \t\r\n]*[,}]', text, useBytes = TRUE))[[1L]]
+  text <- rawToChar(begin)
+  pattern <- '[{,][ \t\r\n]*"id"[ \t\r\n]*:[ \t\r\n]*([0-9]{1,15})[ \t\r\n]*[,}]'
+  found <- regmatches(text, regexec(pattern, text, useBytes = TRUE))[[1L]]
   if (length(found)) as.numeric(found[2L])
 }
 
@@ -1041,11 +1057,14 @@ put_bytes <- function(node, tokens, data, pointer) {
 insert_attachments <- function(message, entries, blobs) {
   for (k in seq_along(entries)) {
     kind <- entries[[k]][["kind"]]
-    if (!identical(kind, "bytes")) bad_args("attachment kind ", encode(kind, list(NULL, "kind"), MAX_DEPTH, NULL), " is not supported")
+    if (!identical(kind, "bytes")) {
+      bad_args("attachment kind ", encode(kind, list(NULL, "kind"), MAX_DEPTH, NULL), " is not supported")
+    }
     pointer <- entries[[k]][["path"]]
     if (!is_text(pointer)) pointer <- ""
-    tokens <- strsplit(paste0(pointer, "/"), "/", fixed = TRUE)[[1L]][-1L]  # the last slash keeps a last empty token
-    message <- put_bytes(message, gsub("~0", "~", gsub("~1", "/", tokens, fixed = TRUE), fixed = TRUE), blobs[[k]], pointer)
+    tokens <- strsplit(paste0(pointer, "/"), "/", fixed = TRUE)[[1L]][-1L]  # a last slash keeps an empty last token
+    tokens <- gsub("~0", "~", gsub("~1", "/", tokens, fixed = TRUE), fixed = TRUE)
+    message <- put_bytes(message, tokens, blobs[[k]], pointer)
   }
   message
 }
@@ -1088,7 +1107,7 @@ main <- function(argv) {
     at <- at + if (is_inline) 1L else 2L
   }
   if (!requireNamespace("jsonlite", quietly = TRUE)) {
-    usage("the R package jsonlite is missing; install it with install.packages(\"jsonlite\") or apt install r-cran-jsonlite")
+    usage("the R package jsonlite is missing: install.packages(\"jsonlite\"), or apt install r-cran-jsonlite")
   }
   parse_json <<- jsonlite::parse_json
   options(warn = 1)  # R holds warnings back until a top level that is never reached
