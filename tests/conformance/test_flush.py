@@ -115,17 +115,21 @@ def test_long_results_of_a_batch_keep_their_order(bridge: Bridge) -> None:
 
 @pytest.mark.parametrize("ending", ["in a batch", "alone"])
 def test_recalled_requests_are_answered_together_and_before_anything_runs(bridge: Bridge, ending: str) -> None:
-    """Twenty that were taken back are one write; a request behind them begins only after it."""
+    """Twenty that were taken back are one write; a request behind them begins only after it.
+
+    They may be more writes: with sockets that a language cannot use, only the order is seen.
+    """
     behind = {"batch": [{"ms": None}]} if ending == "in a batch" else {"args": {"ms": None}}
     taken_back = [{"id": n, "command": "stall", "args": {"ms": 0}, "claim": True} for n in range(1, 21)]
     if "claim" in bridge.cannot:
         assert_claims_are_refused(bridge, taken_back)
         return
-    with start_bridge(bridge, packets=True) as worker:
+    packets = "sockets" not in bridge.cannot
+    with start_bridge(bridge, packets=packets) as worker:
         worker.start()
 
         worker.send_bytes(frames(*taken_back, {"id": 21, "command": "stall", **behind}))
-        packet = worker.receive_packet()
+        packet = worker.receive_packet() if packets else [worker.receive() for _ in taken_back]
 
         assert [{"id": n, "type": "recalled"} for n in range(1, 21)] == packet
 

@@ -29,6 +29,7 @@ class Broken {
     "ruby": (".rb", "raise 'no model'"),
     "perl": (".pl", "die 'no model';"),
     "lua": (".lua", "error('no model')"),
+    "r": (".R", "stop('no model')"),
 }
 REPLY_KEYS = {True: {"id", "success", "result", "timestamp"}, False: {"id", "success", "error", "timestamp"}}
 
