@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import functools
+import hashlib
 import json
 import os
 import re
@@ -31,6 +32,7 @@ GOLDEN_DIR = BRIDGES_DIR / "golden"
 TESTS_DIR = Path(__file__).resolve().parent
 MAX_FRAME = 64 * 1024 * 1024
 CAPABILITIES = ("errors", "pipeline", "session", "deadline", "attachments", "batch", "log", "claim")
+BUILD_TIMEOUT_S = 300.0  # arbitrary: the first build compiles the standard library as well
 REPLY_TIMEOUT_S = 20.0  # arbitrary bound: an interpreter starts in 0.05 s on an idle machine
 # Numbers above the range that Node's own start-up marks close-on-exec, so the bridge has to do it.
 FRAME_FD_FLOOR = 60
@@ -118,7 +120,7 @@ def find_bridges() -> list[Bridge]:
     ]
     found = shutil.which("node") or "node"
     bridges.append(Bridge("node", "javascript", (found, node), "node", str(TESTS_DIR / "handlers.js")))
-    return [*bridges, *_script_bridges()]
+    return [*bridges, *_script_bridges(), *_go_bridge()]
 
 
 def _script_bridges() -> Iterator[Bridge]:
@@ -128,6 +130,36 @@ def _script_bridges() -> Iterator[Bridge]:
             argv = (shutil.which(runtime) or runtime, *options, str(script))
             handlers = str(TESTS_DIR / f"handlers{suffix}")
             yield Bridge(language, language, argv, runtime, handlers, frozenset(cannot))
+
+
+def _go_bridge() -> Iterator[Bridge]:
+    source = TESTS_DIR / "go" / "main.go"
+    program = Path(tempfile.gettempdir()) / f"snakepit-conformance-go-{os.getuid()}-{_go_digest()}" / "worker"
+    yield Bridge("go", "go", (str(program),), "go", str(source), frozenset({"command-line"}))
+
+
+def _go_digest() -> str:
+    """Return what names the build of these sources, wherever they lie."""
+    sources = (*sorted((BRIDGES_DIR / "go").glob("*.go")), *sorted((TESTS_DIR / "go").glob("*.*")))
+    return hashlib.sha256(b"\0".join(path.read_bytes() for path in sources)).hexdigest()[:16]
+
+
+def prepare(bridge: Bridge) -> None:
+    """Build the program of a compiled language, once for all processes of a test run; others need nothing."""
+    program = Path(bridge.argv[0])
+    if bridge.language != "go" or program.exists():
+        return
+    program.parent.mkdir(mode=0o700, exist_ok=True)
+    with (program.parent / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if program.exists():
+            return
+        unfinished = program.with_suffix(".unfinished")
+        # No network: neither the bridge nor its test program needs a module from elsewhere.
+        env = {**os.environ, "GOFLAGS": "-mod=mod", "GOPROXY": "off"}
+        argv = ["go", "build", "-o", str(unfinished), "."]
+        subprocess.run(argv, cwd=TESTS_DIR / "go", env=env, check=True, timeout=BUILD_TIMEOUT_S)
+        unfinished.rename(program)
 
 
 @functools.cache

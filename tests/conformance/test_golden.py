@@ -20,6 +20,7 @@ from conformance.driver import (
     frame,
     iterate_messages,
     load_scenarios,
+    prepare,
     replay,
     validate,
 )
@@ -42,6 +43,7 @@ def test_bridge_answers_as_the_transcript_says(
     """A bridge that hears the host's part says the worker's part and exits as written."""
     if bridge.language != "python":
         require_runtime(bridge.runtime)
+    prepare(bridge)
 
     replay(scenario, bridge)
 
