@@ -17,11 +17,15 @@ type Inner struct{}
 
 func (*Inner) Error() string { return "deep down" }
 
-type Failure struct{ message string }
+type Failure struct {
+	message string
+	cause   error
+	data    any
+}
 
 func (f *Failure) Error() string { return f.message }
-func (f *Failure) Unwrap() error { return &Inner{} }
-func (f *Failure) Data() any     { return map[string]any{"field": "name"} }
+func (f *Failure) Unwrap() error { return f.cause }
+func (f *Failure) Data() any     { return f.data }
 
 type None struct{}
 
@@ -78,7 +82,7 @@ func stall(args struct {
 func register() {
 	snakepit.OnStart(func(args map[string]any, ctx *snakepit.Context) error {
 		if args["fail"] == true {
-			return &Failure{"cannot start"}
+			return &Failure{message: "cannot start"}
 		}
 		if args != nil {
 			ctx.WorkerState["start_args"] = args
@@ -96,7 +100,7 @@ func register() {
 		if args.Message == "" {
 			args.Message = "boom"
 		}
-		return nil, &Failure{args.Message}
+		return nil, &Failure{args.Message, &Inner{}, map[string]any{"field": "name"}}
 	})
 	snakepit.Command("count", func(_ None, ctx *snakepit.Context) (int, error) {
 		count, _ := ctx.State["count"].(int)
