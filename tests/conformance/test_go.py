@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+import os
+import re
+import shutil
+import subprocess
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
-from conformance.driver import Bridge, Worker, find_bridges, prepare, start_bridge
+from conformance.driver import (
+    BRIDGES_DIR,
+    BUILD_TIMEOUT_S,
+    Bridge,
+    Worker,
+    find_bridges,
+    prepare,
+    start_bridge,
+)
 
 
 @pytest.fixture
@@ -73,3 +86,28 @@ def test_floats_stay_floats_and_integers_exact(worker: Worker) -> None:
     echoed = worker.call(1, "identity", {"value": values})["result"]
 
     assert list(map(repr, values)) == list(map(repr, echoed))
+
+
+def test_worker_of_the_page_for_users_is_built_and_serves(tmp_path: Path, go: Bridge) -> None:
+    """The program printed there, with the bridge copied into its module, needs nothing else."""
+    page = (BRIDGES_DIR.parent / "docs" / "languages" / "go.md").read_text("utf-8")
+    (code,) = re.findall(r"^```go\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    (tmp_path / "main.go").write_text(code)
+    (tmp_path / "go.mod").write_text("module example.org/worker\n\ngo 1.19\n")
+    (tmp_path / "snakepit").mkdir()
+    shutil.copy(BRIDGES_DIR / "go" / "snakepit_bridge.go", tmp_path / "snakepit")
+    env = {**os.environ, "GOPROXY": "off"}
+    subprocess.run(
+        ["go", "build", "-o", "worker", "."], cwd=tmp_path, env=env, check=True, timeout=BUILD_TIMEOUT_S
+    )
+    handshake = {"versions": [1], "max_frame": 1 << 20, "capabilities": ["errors"]}
+    args = {"worker_id": "w1", "initialization": True, "protocol": handshake, "start_args": {"prefix": "> "}}
+    with Worker([str(tmp_path / "worker")]) as worker:
+        listed = worker.call(0, "ping", args)["result"]["protocol"]["commands"]
+
+        text = worker.call(1, "render", {"markdown": "hello", "width": 2})["result"]
+        error = worker.call(2, "render", {"markdown": ""})["error"]
+
+        assert {"params": ["markdown", "width"], "doc": "Indent a text."} == listed["render"]
+        assert "  > hello" == text
+        assert ("handler_error", "nothing to render") == (error["code"], error["message"])
