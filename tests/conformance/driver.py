@@ -6,7 +6,9 @@ Runs on the test's thread; a ``Worker`` owns its process and its end of each pip
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import functools
+import hashlib
 import json
 import os
 import re
@@ -45,6 +47,7 @@ __all__ = (
     "frame",
     "iterate_messages",
     "pair_up",
+    "prepare",
     "start_bridge",
     "suite_of",
     "validate",
@@ -52,6 +55,7 @@ __all__ = (
 
 BRIDGES_DIR = Path(__file__).resolve().parents[2] / "bridges"
 TESTS_DIR = Path(__file__).resolve().parent
+BUILD_TIMEOUT_S = 100.0  # arbitrary: the first build compiles the standard library as well
 REPLY_TIMEOUT_S = 20.0  # arbitrary bound: an interpreter starts in 0.05 s on an idle machine
 
 IMPATIENT_S = 3.0  # for what is known to fail, maybe by silence
@@ -176,6 +180,36 @@ def _script_bridges() -> Iterator[Bridge]:
             yield Bridge(language, language, argv, runtime, handlers)
 
 
+def _go_bridge() -> Iterator[Bridge]:
+    source = TESTS_DIR / "go" / "main.go"
+    program = BRIDGES_DIR.parent / "build" / "conformance-go" / _go_digest() / "worker"
+    yield Bridge("go", "go", (str(program),), "go", str(source))
+
+
+def _go_digest() -> str:
+    """Return what names the build of these sources, wherever they lie."""
+    sources = (*sorted((BRIDGES_DIR / "go").glob("*.go")), *sorted((TESTS_DIR / "go").glob("*.*")))
+    return hashlib.sha256(b"\0".join(path.read_bytes() for path in sources)).hexdigest()[:16]
+
+
+def prepare(bridge: Bridge) -> None:
+    """Build the program of a compiled language, once for all processes of a test run; others need nothing."""
+    program = Path(bridge.argv[0])
+    if bridge.language != "go" or program.exists():
+        return
+    program.parent.mkdir(parents=True, exist_ok=True)
+    with (program.parent / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if program.exists():
+            return
+        unfinished = program.with_suffix(".unfinished")
+        # No network: neither the bridge nor its test program needs a module from elsewhere.
+        env = {**os.environ, "GOFLAGS": "-mod=mod", "GOPROXY": "off"}
+        argv = ["go", "build", "-o", str(unfinished), "."]
+        subprocess.run(argv, cwd=TESTS_DIR / "go", env=env, check=True, timeout=BUILD_TIMEOUT_S)
+        unfinished.rename(program)
+
+
 @functools.cache
 def _validator() -> Callable[[Any], None]:
     schema = json.loads((BRIDGES_DIR / "schema.json").read_text())
@@ -248,6 +282,7 @@ def check_case(case: Case, bridge: Bridge, require_runtime: Callable[[str], str]
     """
     if bridge.language != "python":
         require_runtime(bridge.runtime)
+    prepare(bridge)
     suite = suite_of(bridge)
     outcome = suite.run(case)
     if outcome.finding is not None:
