@@ -1055,7 +1055,7 @@ class Runner:
         """End the process: now, or when the running request has been answered.  THREAD: any."""
         # RACE: 1. another thread sees a request that has just been answered, or 2. one that has just ended it.
         # The status is set before the request is looked at, and the main thread clears the request before it
-        # looks at the status, so one of the two leaves.
+        # looks at the status, so one of the two leaves (tests/unit/test_races_bridge.py::test_a_worker_ends_in_time).
         self._exit_status = status
         if at_once or (self._request is None and not self.stream.held):
             leave(status)

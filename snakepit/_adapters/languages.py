@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from typing import Unpack
 
 from .._wire.values import JsonValue
@@ -129,11 +130,34 @@ class PHPAdapter(ScriptAdapter):
     runtime = Runtime("PHP", ("php",), (8, 0), {"apt": "php-cli", "brew": "php"})
     bridge = "php/snakepit_bridge.php"
     suffixes = (".php",)
+    # Options, so that those of the user come later and win.
+    default_program_args = ("-d", "display_errors=stderr", "-d", "memory_limit=-1")
 
 
 class LuaAdapter(ScriptAdapter):
-    """Lua workers, 5.3 or newer; parameters as in ``ScriptAdapter``, ``handlers`` is a ``.lua`` file."""
+    """Lua workers, 5.3 or newer; parameters as in ``ScriptAdapter``, ``handlers`` is a ``.lua`` file.
+
+    Lua can neither move a descriptor nor change its environment: the bridge is a script for ``/bin/sh``, which does
+    both and becomes Lua.
+    """
 
     runtime = Runtime("Lua", ("lua5.4", "lua5.3", "lua"), (5, 3), {"apt": "lua5.4", "brew": "lua"}, ("-v",))
     bridge = "lua/snakepit_bridge.lua"
     suffixes = (".lua",)
+
+    def executable_path(self) -> str:
+        """Return the path of the shell."""
+        return "/bin/sh"
+
+    def program_args(self) -> Sequence[str]:
+        """Return nothing: the arguments are Lua's."""
+        return ()
+
+    def script_args(self) -> Sequence[str]:
+        """Return the path of Lua, its arguments, and the bridge's.
+
+        Raises:
+            WorkerStartError: There is no Lua, it is too old, or the handlers file is missing; raised here.
+        """
+        lua = super().executable_path()
+        return ("--lua", lua, *super().program_args(), str(self.script_path()), *super().script_args())

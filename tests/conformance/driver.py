@@ -168,7 +168,7 @@ def find_bridges() -> list[Bridge]:
     found = shutil.which("node") or "node"
     bridges.append(Bridge("node", "javascript", (found, node), "node", str(TESTS_DIR / "handlers.js")))
     bridges.append(Bridge("java", "java", JavaCommand(), "java", JAVA_HANDLERS))
-    return [*bridges, *_script_bridges()]
+    return [*bridges, *_script_bridges(), *_go_bridge()]
 
 
 def _script_bridges() -> Iterator[Bridge]:

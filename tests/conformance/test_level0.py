@@ -30,6 +30,9 @@ class Broken {
     "perl": (".pl", "die 'no model';"),
     "lua": (".lua", "error('no model')"),
     "r": (".R", "stop('no model')"),
+    "php": (".php", "<?php throw new Exception('no model');"),
+    # The program's own option names a file that its start function cannot read.
+    "go": (".go", "no model"),
 }
 REPLY_KEYS = {True: {"id", "success", "result", "timestamp"}, False: {"id", "success", "error", "timestamp"}}
 
@@ -94,13 +97,6 @@ def test_failing_start_at_level_0_is_a_string_and_exit_1(bridge: Bridge, tmp_pat
     suffix, code = BROKEN_HANDLERS[bridge.language]
     handlers = tmp_path / f"broken_handlers{suffix}"
     handlers.write_text(code)
-    texts = {
-        "python": "raise ValueError('no model')",
-        "javascript": "throw new Error('no model');",
-        "php": "<?php throw new Exception('no model');",
-    }
-    handlers = tmp_path / f"broken_handlers{Path(bridge.handlers).suffix}"
-    handlers.write_text(texts[bridge.language])
     with Worker([*bridge.argv, "--handlers", str(handlers)], level=0) as worker:
         error = call(worker, 0, "ping", {"worker_id": "w1", "initialization": True})
 

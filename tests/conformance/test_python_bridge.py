@@ -450,7 +450,16 @@ def test_handshake_tells_protocol_and_commands(handlers: str) -> None:
             "version": 1, "max_frame": MAX_FRAME, "capabilities": ["errors", "batch"], "language": "python",
             "runtime": "{}.{}.{}".format(*sys.version_info[:3]), "bridge": "1.0", "pid": process.process.pid,
         } == protocol  # fmt: skip
-        assert {"params": ["a", "b", "scale"], "doc": "Add two numbers.\n\n    Carefully."} == commands["add"]
+        assert {
+        "params": ["a", "b", "scale"],
+        "doc": "Add two numbers.\n\n    Carefully.",
+        "schema": {
+            "type": "object",
+            "properties": {"a": {}, "b": {}, "scale": {}},
+            "required": ["a"],
+            "additionalProperties": False,
+        },
+    } == commands["add"]
         assert {"echo", "compute", "ping", "info", "renamed", "add"} <= set(commands)
         seed_fields = {"status", "bridge_type", "uptime", "requests_handled", "timestamp", "python_version"}
         assert seed_fields | {"worker_id", "echo", "protocol"} == set(result)

@@ -29,4 +29,4 @@ def test_a_session_remembers(executor: SnakepitExecutor) -> None:
 
 def test_a_mistake_is_an_exception(executor: SnakepitExecutor) -> None:
     with pytest.raises(CommandError):
-        executor.execute("frequent", {"text": 7})
+        executor.execute("frequent", {"text": None})
