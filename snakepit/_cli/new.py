@@ -10,9 +10,13 @@ from pathlib import Path
 import click
 from rich.console import Console
 
+from .._bridges import bridge_path
+
 __all__ = ("KINDS", "write_project")
 
 TEMPLATES = Path(__file__).resolve().parents[1] / "templates"
+BRIDGES = {"go": {"snakepit/snakepit_bridge.go": "go/snakepit_bridge.go"}}
+"""``{kind: {file of the project: file of the bridges}}``, where a bridge is a part of the user's own program."""
 KINDS = tuple(sorted(path.name for path in TEMPLATES.iterdir() if path.is_dir()))
 
 
@@ -29,15 +33,16 @@ def write_project(console: Console, kind: str, folder: str) -> int:
             in the first case.
     """
     target = Path(folder)
-    sources = [path for path in sorted((TEMPLATES / kind).iterdir()) if path.is_file()]
-    there = [source.name for source in sources if (target / source.name).exists()]
+    sources = {path.name: path for path in sorted((TEMPLATES / kind).iterdir()) if path.is_file()}
+    sources |= {name: bridge_path(bridge) for name, bridge in BRIDGES.get(kind, {}).items()}
+    there = [name for name in sources if (target / name).exists()]
     if there:
         raise click.ClickException(f"{folder!r} already has {', '.join(there)}; choose another directory")
     try:
-        target.mkdir(parents=True, exist_ok=True)
-        for source in sources:
-            (target / source.name).write_bytes(source.read_bytes())
-            console.print(str(target / source.name), markup=False, soft_wrap=True)
+        for name, source in sources.items():
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            (target / name).write_bytes(source.read_bytes())
+            console.print(str(target / name), markup=False, soft_wrap=True)
     except OSError as error:
         raise click.ClickException(f"{folder!r}: {error.strerror or error}") from None
     console.print(f"Next: cd {folder} && python main.py; README.md says more.", markup=False, soft_wrap=True)

@@ -93,7 +93,7 @@ def test_worker_of_the_page_for_users_is_built_and_serves(tmp_path: Path, go: Br
     page = (BRIDGES_DIR.parent / "docs" / "languages" / "go.md").read_text("utf-8")
     (code,) = re.findall(r"^```go\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
     (tmp_path / "main.go").write_text(code)
-    (tmp_path / "go.mod").write_text("module example.org/worker\n\ngo 1.19\n")
+    (tmp_path / "go.mod").write_text("module worker\n\ngo 1.19\n")
     (tmp_path / "snakepit").mkdir()
     shutil.copy(BRIDGES_DIR / "go" / "snakepit_bridge.go", tmp_path / "snakepit")
     env = {**os.environ, "GOPROXY": "off"}

@@ -13,7 +13,7 @@ import pytest
 from snakepit._cli.new import KINDS
 
 LIMIT_S = 60.0
-RUNTIMES = {"javascript": "node", "r": "Rscript"}
+RUNTIMES = {"go": "go", "javascript": "node", "r": "Rscript"}
 HANDLERS = '''
 from typing import Optional
 from snakepit_bridge import command
