@@ -106,10 +106,11 @@ def test_both_entry_points_are_the_same(run: Run, tmp_path: Path) -> None:
     )
 
     assert (0, by_module.stdout, "") == outcome(by_script)
-    assert ["bench", "demo", "doctor", "run"] == re.findall(r"^  (\w+)  +", by_module.stdout, re.MULTILINE)
+    listed = re.findall(r"^  (\w+)  +", by_module.stdout, re.MULTILINE)
+    assert ["bench", "conformance", "demo", "doctor", "run"] == listed
 
 
-@pytest.mark.parametrize("command", ["bench", "demo", "doctor", "run"])
+@pytest.mark.parametrize("command", ["bench", "conformance", "demo", "doctor", "run"])
 def test_help_has_examples(run: Run, command: str) -> None:
     """Each subcommand's help ends with examples that call it."""
     done = run(command, "--help")
