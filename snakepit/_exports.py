@@ -7,7 +7,23 @@ from __future__ import annotations
 
 from ._core.numbers import PoolStats, WorkerInfo
 from ._pool.future import SnakepitFuture
-from .adapters import Adapter, CallableAdapter, CommandAdapter, JavaScriptAdapter, PythonAdapter, WorkerSpec
+from .adapters import (
+    Adapter,
+    CallableAdapter,
+    CommandAdapter,
+    JavaAdapter,
+    JavaScriptAdapter,
+    LineAdapter,
+    LuaAdapter,
+    OneShotAdapter,
+    PerlAdapter,
+    PHPAdapter,
+    PythonAdapter,
+    RAdapter,
+    RubyAdapter,
+    ScriptAdapter,
+    WorkerSpec,
+)
 from .config import PoolConfig
 from .errors import (
     CommandError,
@@ -43,7 +59,13 @@ __all__ = (
     "EncodeError",
     "InternalError",
     "InvalidArguments",
+    "JavaAdapter",
     "JavaScriptAdapter",
+    "LineAdapter",
+    "LuaAdapter",
+    "OneShotAdapter",
+    "PHPAdapter",
+    "PerlAdapter",
     "PoolBroken",
     "PoolConfig",
     "PoolStats",
@@ -51,7 +73,10 @@ __all__ = (
     "PythonAdapter",
     "QueueFull",
     "QueueTimeout",
+    "RAdapter",
     "ResultError",
+    "RubyAdapter",
+    "ScriptAdapter",
     "SessionBusy",
     "SessionError",
     "SessionExists",

@@ -19,6 +19,7 @@ __all__ = (
     "check_threads",
     "check_variables",
     "find_executable",
+    "find_in_path",
     "from_directory",
     "host_variables",
     "worker_variables",
@@ -78,12 +79,18 @@ def find_executable(
         if not os.access(name, os.X_OK):
             raise WorkerStartError(f"{kind}: {name!r} is not executable (chmod +x it)", argv=(name,))
         return name
-    found = shutil.which(name, path=variables.get("PATH", os.defpath))
+    found = find_in_path(name, variables)
     if found is None:
         raise WorkerStartError(
             f"{kind}: no program {name!r} in PATH; install it or give its path", argv=(name,)
         )
-    return os.path.abspath(found)
+    return found
+
+
+def find_in_path(name: str, variables: Mapping[str, str]) -> str | None:
+    """Return the absolute path of a program in the PATH among ``variables``, or None."""
+    found = shutil.which(name, path=variables.get("PATH", os.defpath))
+    return None if found is None else os.path.abspath(found)
 
 
 def check_variables(what: str, variables: object) -> None:

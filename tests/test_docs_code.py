@@ -3,10 +3,10 @@
 The convention, one process and one empty directory a page, blocks in their order:
 
 - a ``python`` block runs, and shares its names with the page's earlier blocks;
-- a ``python`` block whose first line is ``# file: name.py``, or a ``javascript`` or ``ruby`` block whose
-  first line is ``// file: name.js`` or ``# file: name.rb``, is written into the directory, not run;
+- a block of any language in RUNTIMES whose first line is a comment ``# file: name.py`` (or ``// file: name.js``,
+  ``-- file: name.lua``, ``<?php // file: name.php``) is written into the directory, not run;
 - a block after the comment ``<!-- no-run: reason -->`` is left alone, and a missing reason is an error;
-- a page that needs Node or Ruby (it writes such a file) is skipped, or fails with ``CI=true``, without it;
+- a page that needs a runtime (it writes a file of its language) is skipped, or fails with ``CI=true``, without it;
 - blocks of other languages are not run.
 """
 
@@ -23,13 +23,27 @@ from typing import NamedTuple
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = [path for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))) if path.exists()]
+PAGES = [
+    ROOT / "README.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "docs" / "languages").glob("*.md")),
+]
 PAGE_LIMIT_S = 100
 
 FENCE = re.compile(r"^(?P<indent> *)(?P<marks>`{3,})(?P<language>[^\s`]*)[^`]*$")
 NO_RUN = re.compile(r"<!--\s*no-run:\s*(?P<reason>.*?)\s*-->")
-FILE_LINE = re.compile(r"(?:#|//) file: (?P<name>[\w.-]+)$")
-RUNTIMES = {"javascript": "node", "js": "node", "ruby": "ruby"}
+FILE_LINE = re.compile(r"(?:<\?php )?(?:#|//|--) file: (?P<name>[\w.-]+)$")
+RUNTIMES = {
+    "go": "go",
+    "java": "java",
+    "javascript": "node",
+    "js": "node",
+    "lua": "lua5.4",
+    "perl": "perl",
+    "php": "php",
+    "r": "Rscript",
+    "ruby": "ruby",
+}
 
 
 class Block(NamedTuple):
@@ -100,7 +114,7 @@ def script_of(page: str, blocks: list[Block]) -> str:
     return "\n".join(parts) + "\n"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: "-".join(page.relative_to(ROOT).parts))
 def test_page_runs(page: Path, tmp_path: Path, require_runtime: Callable[[str], str]) -> None:
     """Every marked block of the page runs, in order, without an error."""
     blocks = blocks_of(page.read_text(encoding="utf-8"))

@@ -311,6 +311,16 @@ def open_stream():
     return Stream(in_fd, out_fd, claim_fd)
 
 
+def leave(status):
+    """End the process with an exit status, or by a signal if it is negative."""
+    if status < 0:
+        from resource import RLIMIT_CORE, setrlimit
+
+        setrlimit(RLIMIT_CORE, (0, 0))  # this process has not crashed itself
+        os.kill(os.getpid(), -status)
+    os._exit(status if status >= 0 else 128 - status)  # as a shell says it of a signal that is ignored here
+
+
 def watch_eof(runner):
     """Wait for the host to close the request pipe, and end a worker that is too busy to see it.
 
@@ -597,7 +607,49 @@ class Handler:
 
     def describe(self):
         doc = self.fn.__doc__
-        return {"params": list(self.params), "doc": cap(doc.strip()) if isinstance(doc, str) else ""}
+        told = {"params": list(self.params), "doc": cap(doc.strip()) if isinstance(doc, str) else ""}
+        if self.is_function and not self.raw:
+            told["schema"] = self._schema()
+        return told
+
+    def _schema(self):
+        """Return the JSON Schema of an object of arguments, as far as the annotations tell types."""
+        fn, code = self.fn, self.fn.__code__
+        types = getattr(fn, "__annotations__", {})
+        positional = self.params[: code.co_argcount - len(fn.__defaults__ or ())]
+        keywords = [name for name in self.params[code.co_argcount :] if name not in (fn.__kwdefaults__ or {})]
+        return {
+            "type": "object",
+            "properties": {name: schema_of_type(types.get(name)) for name in self.params},
+            "required": [*positional, *keywords],
+            "additionalProperties": bool(code.co_flags & 8),  # CO_VARKEYWORDS
+        }
+
+
+def schema_of_type(kind):
+    """Return the JSON Schema of an annotation, that of any value for one that JSON knows nothing of."""
+    name = kind if isinstance(kind, str) else "None" if kind is type(None) else getattr(kind, "__name__", None)
+    members = getattr(kind, "__args__", None)
+    origin = getattr(kind, "__origin__", None)
+    if origin in (list, tuple, dict):
+        name = origin.__name__
+    elif members and name in (None, "Union", "Optional", "UnionType"):
+        choices = [schema_of_type(member) for member in members]
+        return {"anyOf": choices} if {} not in choices else {}
+    json_type = _TYPE_NAMES.get(name)
+    return {} if json_type is None else {"type": json_type}
+
+
+_TYPE_NAMES = {
+    "str": "string",
+    "int": "integer",
+    "float": "number",
+    "bool": "boolean",
+    "list": "array",
+    "tuple": "array",
+    "dict": "object",
+    "None": "null",
+}
 
 
 class Registry:
@@ -675,6 +727,16 @@ def context():
     if _runner is None:  # a handler file imported by a process that is no worker, such as a handler's child
         _runner = Runner(None, None, False)
     return _runner.context()
+
+
+def end_worker(status, at_once=False):
+    """End this worker, from any thread: after the reply of the running request, or without it.
+
+    Args:
+        status: The exit status; negative: by the signal of that number, as in ``subprocess``.
+        at_once: Do not wait for the running request; it gets no reply.
+    """
+    context()._runner.end(status, at_once)
 
 
 # -------------------------------------------------------------------------------------------- built-ins
@@ -809,6 +871,7 @@ class Runner:
         # _context belongs to it and exists once somebody asked.
         self._request = None
         self._context = None
+        self._exit_status = None
         for name, fn, params in (
             ("ping", self._ping, ()),
             ("echo", _echo, ()),
@@ -946,6 +1009,8 @@ class Runner:
                 else:
                     self._reply_error(request_id, index, problem)
         stream.flush()
+        if self._exit_status is not None:
+            leave(self._exit_status)
 
     def _claim(self, request_id, index, problem=None):
         """Take the token of one item; return False, the item answered, when it is not to be served."""
@@ -982,6 +1047,18 @@ class Runner:
             self._reply(request_id, index, body, attachments)
         finally:
             self._request = self._context = None
+            if self._exit_status is not None:
+                stream.flush()
+                leave(self._exit_status)
+
+    def end(self, status, at_once):
+        """End the process: now, or when the running request has been answered.  THREAD: any."""
+        # RACE: 1. another thread sees a request that has just been answered, or 2. one that has just ended it.
+        # The status is set before the request is looked at, and the main thread clears the request before it
+        # looks at the status, so one of the two leaves.
+        self._exit_status = status
+        if at_once or (self._request is None and not self.stream.held):
+            leave(status)
 
     def _take_attachments(self, message):
         """Read the raw frames that follow a message and put them in place; return a Refused or None.

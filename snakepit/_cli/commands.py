@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from .new import KINDS, write_project
 from .terminal import make_console
 
 __all__ = ("group", "invoke")
@@ -112,9 +113,9 @@ Examples:
 def run(adapter: str, command: str, args_text: str, **options: Any) -> int:
     """Run one COMMAND in a worker and print its result as JSON.
 
-    ADAPTER is python, javascript (or node), or a command line in quotes that speaks the frame
-    protocol.  JSON is the command's args: {} if left out, read from stdin if it is "-"; put -- before
-    one that begins with a minus.
+    ADAPTER is python, javascript (or node), ruby, r, perl, php, java, lua, or a command line in quotes
+    that speaks the frame protocol.  JSON is the command's args: {} if left out, read from stdin if it
+    is "-"; put -- before one that begins with a minus.
 
     The exit status is 0; 1 if the command failed; 2 for a usage error; 3 if no worker could start;
     124 if the time-out passed.
@@ -122,6 +123,51 @@ def run(adapter: str, command: str, args_text: str, **options: Any) -> int:
     from .run import run_command
 
     return run_command(adapter, command, args_text, **options)
+
+
+@group.command(
+    short_help="Write a small project that works.",
+    epilog="""
+\b
+Examples:
+  snakepit new python words
+  snakepit new r model
+""",
+)
+@click.argument("kind", type=click.Choice(KINDS))
+@click.argument("folder", metavar="DIR", type=click.Path(file_okay=False))
+def new(kind: str, folder: str) -> int:
+    """Write a project into DIR: handlers, a program that calls them in a pool, a test and a README.
+
+    Nothing is overwritten.
+    """
+    return write_project(make_console(), kind, folder)
+
+
+@group.command(
+    short_help="List the commands of a worker.",
+    epilog="""
+\b
+Examples:
+  snakepit commands python --handlers handlers.py
+  snakepit commands ruby --handlers handlers.rb --json
+  snakepit commands python --handlers handlers.py --schema
+""",
+)
+@click.argument("adapter")
+@click.option("--handlers", metavar="FILE", help="Handlers file (for Python also a module name).")
+@click.option("--level", type=click.Choice(["0", "1"]), help="Protocol level of a command line.  [default: 0]")
+@click.option("--json", "as_json", is_flag=True, help="Print what the worker announces as one JSON object.")
+@click.option("--schema", "as_schema", is_flag=True, help="Print the JSON Schema of each command's arguments.")
+def commands(adapter: str, **options: Any) -> int:
+    """Start a worker and list its commands, their parameters and their descriptions.
+
+    ADAPTER is as in "snakepit run".  Types are shown where the language tells them: Python from
+    annotations.  The exit status is 0, or 3 if no worker could start.
+    """
+    from .describe import run_commands
+
+    return run_commands(make_console(), adapter, **options)
 
 
 @group.command(

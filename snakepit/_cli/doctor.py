@@ -24,10 +24,11 @@ from rich.console import Console
 
 from .._supervision.guardian import GUARDIAN
 from .._supervision.spawn import find_setpriv
-from ..adapters import Adapter, JavaScriptAdapter, PythonAdapter
+from ..adapters import JavaScriptAdapter, PythonAdapter, ScriptAdapter
 from ..config import PoolConfig
 from ..errors import SnakepitError
 from ..executor import SnakepitExecutor
+from .adapter_words import ALIASES
 from .orphans import describe_registry
 from .terminal import make_table
 
@@ -42,16 +43,11 @@ FDS_OF_HOST = 64
 """Arbitrary: what a program has open besides."""
 PYTHON_NAME = re.compile(r"python3(\.\d+)?")
 PYTHON_PROBE = "import sys; print('%d.%d.%d' % sys.version_info[:3]); print(sys.executable)"
-OLDEST = {"python": (3, 8), "node": (16,)}
-OTHERS = {  # {program: how it tells its version}; any of them can run a bridge of the user's own
-    "ruby": ("--version",),
-    "perl": ("-e", "print $^V"),
-    "Rscript": ("--version",),
-    "java": ("-version",),
-    "julia": ("--version",),
-    "php": ("--version",),
-    "lua": ("-v",),
+LANGUAGES: dict[str, type[ScriptAdapter]] = {
+    adapter.runtime.programs[0]: adapter for adapter in ALIASES.values() if adapter is not PythonAdapter
 }
+OTHERS = {"julia": ("--version",)}
+"""How programs tell their version that can run a bridge of the user's own."""
 DEPENDENCIES = {
     "attrs": "",
     "cloudpickle": "",
@@ -129,7 +125,7 @@ def examine(python: str = sys.executable) -> Examination:
         python: The interpreter that has to work.
     """
     paths = [("this Python", python), *((os.path.basename(path), path) for path in find_pythons())]
-    programs = ["node", *OTHERS]
+    programs = [*LANGUAGES, *OTHERS]
     with ThreadPoolExecutor(4, thread_name_prefix="snakepit-doctor") as threads:
         pythons = threads.map(lambda item: _probe_python(*item), paths)
         others = threads.map(_probe_program, programs)
@@ -201,7 +197,7 @@ def _probe_python(name: str, path: str) -> tuple[Finding, str | None]:
         return Finding(name, path, "does not run", detail=detail, advice=advice), None
     number, executable = lines
     identity = os.path.join(os.path.realpath(os.path.dirname(executable)), os.path.basename(executable))
-    if tuple(map(int, number.split(".")))[:2] < OLDEST["python"]:
+    if tuple(map(int, number.split(".")))[:2] < PythonAdapter.runtime.minimum:
         return Finding(name, path, "too old", number, "workers need Python 3.8 or newer"), identity
     return Finding(name, path, "fails", number), _canonical(identity)
 
@@ -219,25 +215,28 @@ def _canonical(path: str) -> str:
 
 
 def _probe_program(name: str) -> Finding:
-    path = shutil.which(name)
+    kind = LANGUAGES.get(name)
+    candidates = (name,) if kind is None else kind.runtime.programs
+    path = next((found for found in map(shutil.which, candidates) if found is not None), None)
     if path is None:
-        needed = name == "node"
-        advice = "for JavaScriptAdapter: install Node 16 or newer and put it on PATH" if needed else ""
+        advice = "for JavaScriptAdapter: install Node 16 or newer and put it on PATH" if name == "node" else ""
         return Finding(name, None, "missing", advice=advice)
-    printed, problem = _ask([path, *OTHERS.get(name, ("--version",))])
+    name = os.path.basename(path)
+    printed, problem = _ask([path, *(OTHERS[name] if kind is None else kind.runtime.version_args)])
     if problem:
         advice = f"{path} does not run ({problem}): reinstall it, or put another one before it on PATH"
         return Finding(name, path, "does not run", detail=problem, advice=advice if name == "node" else "")
     match = re.search(r"\d+(\.\d+)+", printed)
     number = match.group() if match else printed.splitlines()[0][:40] if printed else "?"
-    if name not in OLDEST:
+    if kind is None:
         return Finding(
             name, path, "no bridge", number, "any program that speaks the frame protocol: CommandAdapter"
         )
     parts = tuple(int(part) for part in re.findall(r"\d+", number))
-    if parts < OLDEST[name]:
-        oldest = ".".join(map(str, OLDEST[name]))
-        advice = f"node {number} at {path} is too old for JavaScriptAdapter: install Node {oldest} or newer"
+    oldest = ".".join(map(str, kind.runtime.minimum))
+    if parts < kind.runtime.minimum:
+        better = f"install {kind.runtime.language} {oldest} or newer"
+        advice = f"{name} {number} at {path} is too old for {kind.__name__}: {better}"
         return Finding(name, path, "too old", number, f"workers need {oldest} or newer", advice=advice)
     return Finding(name, path, "fails", number)
 
@@ -246,9 +245,8 @@ def _handshake(finding: Finding, system: dict[str, Any]) -> Finding:
     """Start a worker of an interpreter that has a bridge and looks usable, and ask it something."""
     if finding.status != "fails" or finding.path is None:
         return finding
-    adapter: Adapter = (
-        JavaScriptAdapter(node=finding.path) if finding.name == "node" else PythonAdapter(python=finding.path)
-    )
+    kind = next((kind for kind in LANGUAGES.values() if finding.name in kind.runtime.programs), None)
+    adapter = PythonAdapter(python=finding.path) if kind is None else _with_program(kind, finding.path)
     config = PoolConfig(restart_budget=1, worker_init_timeout_s=PROBE_LIMIT_S)
     try:
         began_at = time.perf_counter()
@@ -273,6 +271,10 @@ def _handshake(finding: Finding, system: dict[str, Any]) -> Finding:
         handshake_ms=round(1000 * handshake_s, 1),
         ping_ms=round(1000 * statistics.median(taken_s), 3),
     )
+
+
+def _with_program(kind: type[ScriptAdapter], path: str) -> ScriptAdapter:
+    return JavaScriptAdapter(node=path) if kind is JavaScriptAdapter else kind(program=path)
 
 
 # The system ------------------------------------------------------------------------------------------

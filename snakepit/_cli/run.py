@@ -8,9 +8,6 @@ from __future__ import annotations
 import base64
 import json
 import logging
-import os
-import shlex
-import shutil
 import statistics
 import sys
 import time
@@ -21,10 +18,10 @@ import click
 
 from .._pool.future import SnakepitFuture
 from .._wire.values import JsonValue
-from ..adapters import Adapter, CommandAdapter, JavaScriptAdapter, PythonAdapter
 from ..config import PoolConfig
 from ..errors import CommandTimeout, EncodeError, PoolBroken, SnakepitError, WorkerDied, WorkerStartError
 from ..executor import SnakepitExecutor
+from .adapter_words import make_adapter
 
 __all__ = ("run_command",)
 
@@ -32,14 +29,6 @@ FAILED = 1
 NOT_STARTED = 3
 TIMED_OUT = 124
 """As ``timeout`` of the coreutils."""
-ALIASES: dict[str, type[PythonAdapter] | type[JavaScriptAdapter]] = {
-    "python": PythonAdapter,
-    "javascript": JavaScriptAdapter,
-    "node": JavaScriptAdapter,
-}
-SUFFIXES = (".py", ".js", ".cjs", ".mjs")
-
-
 def run_command(
     adapter_text: str,
     command: str,
@@ -122,39 +111,6 @@ def parse_args(text: str) -> JsonValue:
 
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
-
-
-def make_adapter(text: str, handlers: str | None, level: str | None) -> Adapter:
-    """Return the adapter for an alias or a command line.
-
-    Raises:
-        click.UsageError: Neither, or options that do not fit it; raised here.
-        TypeError, ValueError: The adapter refuses its parameters; raised here.
-    """
-    if (
-        handlers is not None
-        and (os.sep in handlers or handlers.endswith(SUFFIXES))
-        and not os.path.isfile(handlers)
-    ):
-        raise click.UsageError(f"--handlers: no file {handlers!r}")
-    if text in ALIASES:
-        if level is not None:
-            raise click.UsageError(f"--level is for a command line; {text} workers always have level 1")
-        return ALIASES[text](handlers)
-    try:
-        words = shlex.split(text)
-    except ValueError as error:
-        raise click.UsageError(f"ADAPTER {text!r}: {error}") from None
-    choices = f"choose one of {', '.join(ALIASES)}, or a command line in quotes, e.g. 'ruby bridge.rb'"
-    if not words or (os.sep not in words[0] and shutil.which(words[0]) is None):
-        raise click.UsageError(
-            f"unknown adapter {text!r}: no alias, and no program of that name in PATH; {choices}"
-        )
-    if handlers is not None:
-        raise click.UsageError(
-            f"--handlers is for {', '.join(ALIASES)}; a command line names its files itself"
-        )
-    return CommandAdapter(words, level=int(level or 0))
 
 
 def _call(

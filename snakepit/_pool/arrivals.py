@@ -6,7 +6,7 @@ Made by the link on the manager's thread; owned by whoever handles them.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -21,11 +21,16 @@ __all__ = ("Arrival", "Garbled", "Refused", "Reply", "Shaken", "SteppedOver", "t
 
 @attrs.frozen(eq=False)
 class Shaken:
-    """The handshake is valid."""
+    """The handshake is valid.
+
+    Attributes:
+        announced: What the worker said of itself: language, version, commands; empty at level 0.
+    """
 
     can_claim: bool
     can_end_session: bool
     can_batch: bool = False
+    announced: Mapping[str, Any] = attrs.field(factory=dict)
 
 
 @attrs.frozen(eq=False)

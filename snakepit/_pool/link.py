@@ -382,4 +382,4 @@ class Link:
         if self._callables and "pickle" not in self._capabilities:
             return Refused(ProtocolError("the worker does not announce 'pickle'"))
         can_claim = {"pipeline", "claim"} <= self._capabilities and self.channel.has_claims
-        return Shaken(can_claim, "session" in self._capabilities, "batch" in self._capabilities)
+        return Shaken(can_claim, "session" in self._capabilities, "batch" in self._capabilities, protocol)

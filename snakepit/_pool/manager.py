@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from .._clock import monotonic_s
@@ -64,6 +64,9 @@ class Manager:
         name: The pool's name.
         on_end: Called last, on this thread.
         watchdog_factory: Makes the watchdog; a seam for fault injection.
+
+    Attributes:
+        announced: What the worker that became ready last has said of itself; to be read from any thread.
     """
 
     def __init__(
@@ -87,6 +90,7 @@ class Manager:
         self._adapter = adapter
         self._config = config
         self._name = name
+        self.announced: Mapping[str, Any] = {}
         self._links = Links()
         self._answers: deque[m.TakenBack | m.Unheard] = deque()
         # INVARIANT: what was drained and not handled to its end; whoever waits for it is told at the end.
@@ -362,6 +366,7 @@ class Manager:
             if isinstance(arrival, SteppedOver):
                 self._handle(m.Skipped(worker_id))
             elif isinstance(arrival, Shaken):
+                self.announced = arrival.announced
                 known = (arrival.can_claim, arrival.can_end_session, arrival.can_batch)
                 self._handle(m.Ready(worker_id, *known))
             elif isinstance(arrival, Refused):

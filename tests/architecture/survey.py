@@ -17,7 +17,7 @@ __all__ = ("PACKAGE", "ROOT", "Import", "imports_of", "load", "modules", "public
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "snakepit"
 
-DATA = {"demo_handlers", "bridges"}
+DATA = {"demo_handlers", "bridges", "templates"}
 """Folders of the package that hold files for workers, not modules of the host."""
 
 NOT_SOURCES = {".git", "__pycache__", "_build", "build", "corpus", "dist", "node_modules"}

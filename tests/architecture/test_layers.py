@@ -11,7 +11,9 @@ from architecture.survey import imports_of, modules
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "_text", "_clock", "_inbox", "_bridges", "telemetry"),
     ("_wire", "_supervision", "_store", "_programs", "_limits"),
-    ("sessions", "config", "_worker_options", "adapters", "programs"),
+    ("sessions", "config", "_worker_options", "programs"),
+    ("_adapters",),
+    ("adapters",),
     ("_core",),
     ("_pool",),
     ("executor", "_conformance"),
@@ -24,7 +26,6 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 # What a place may use of its own layer, and why.
 BESIDE: dict[str, tuple[str, ...]] = {
     "programs": ("sessions",),
-    "adapters": ("_worker_options",),
     "errors": ("_text",),
 }
 

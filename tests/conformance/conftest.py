@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from conformance.driver import Bridge, find_bridges
+from conformance.driver import Bridge, find_bridges, prepare
 
 
 @pytest.fixture(params=find_bridges(), ids=str)
@@ -14,6 +14,7 @@ def bridge(request: pytest.FixtureRequest, require_runtime: Callable[[str], str]
     chosen: Bridge = request.param
     if chosen.language != "python":
         require_runtime(chosen.runtime)
+    prepare(chosen)
     return chosen
 
 

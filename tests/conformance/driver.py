@@ -6,7 +6,9 @@ Runs on the test's thread; a ``Worker`` owns its process and its end of each pip
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import functools
+import hashlib
 import json
 import os
 import re
@@ -16,11 +18,12 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import jsonschema
 import pytest
 
+from snakepit import JavaAdapter
 from snakepit._conformance import peer
 from snakepit._conformance.case import Case
 from snakepit._conformance.limits import KNOWN_LIMITS
@@ -44,6 +47,7 @@ __all__ = (
     "frame",
     "iterate_messages",
     "pair_up",
+    "prepare",
     "start_bridge",
     "suite_of",
     "validate",
@@ -51,9 +55,12 @@ __all__ = (
 
 BRIDGES_DIR = Path(__file__).resolve().parents[2] / "bridges"
 TESTS_DIR = Path(__file__).resolve().parent
+BUILD_TIMEOUT_S = 100.0  # arbitrary: the first build compiles the standard library as well
 REPLY_TIMEOUT_S = 20.0  # arbitrary bound: an interpreter starts in 0.05 s on an idle machine
 
 IMPATIENT_S = 3.0  # for what is known to fail, maybe by silence
+
+JAVA_HANDLERS = "Handlers"  # the class
 
 # language: (program, its options, suffix of bridge and handler file)
 SCRIPT_LANGUAGES: dict[str, tuple[str, tuple[str, ...], str]] = {
@@ -63,7 +70,7 @@ SCRIPT_LANGUAGES: dict[str, tuple[str, tuple[str, ...], str]] = {
     #
     "perl": ("perl", (), ".pl"),
     #
-    "php": ("php", (), ".php"),
+    "php": ("php", ("-d", "display_errors=stderr", "-d", "memory_limit=-1"), ".php"),
     #
     # A script for sh, which becomes lua5.4 (or lua5.3, or lua): Lua itself cannot move descriptors.
     "lua": ("sh", (), ".lua"),
@@ -80,7 +87,7 @@ class Bridge:
 
     name: str
     language: str
-    argv: tuple[str, ...]
+    argv: Sequence[str]
     runtime: str
     handlers: str
 
@@ -91,6 +98,24 @@ class Bridge:
 
     def __str__(self) -> str:
         return self.name
+
+
+class JavaCommand(Sequence[str]):
+    """The command line of the Java bridge, compiled with its test handlers when it is first looked at."""
+
+    @functools.cached_property
+    def _words(self) -> tuple[str, ...]:
+        return JavaAdapter(TESTS_DIR / "Handlers.java").argv()[: -len(("--handlers", JAVA_HANDLERS))]
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[str, ...]: ...
+    def __getitem__(self, index: int | slice) -> str | tuple[str, ...]:
+        return self._words[index]
+
+    def __len__(self) -> int:
+        return len(self._words)
 
 
 def _candidate_pythons() -> list[str]:
@@ -142,7 +167,8 @@ def find_bridges() -> list[Bridge]:
     ]
     found = shutil.which("node") or "node"
     bridges.append(Bridge("node", "javascript", (found, node), "node", str(TESTS_DIR / "handlers.js")))
-    return [*bridges, *_script_bridges()]
+    bridges.append(Bridge("java", "java", JavaCommand(), "java", JAVA_HANDLERS))
+    return [*bridges, *_script_bridges(), *_go_bridge()]
 
 
 def _script_bridges() -> Iterator[Bridge]:
@@ -152,6 +178,36 @@ def _script_bridges() -> Iterator[Bridge]:
             argv = (shutil.which(runtime) or runtime, *options, str(script))
             handlers = str(TESTS_DIR / f"handlers{suffix}")
             yield Bridge(language, language, argv, runtime, handlers)
+
+
+def _go_bridge() -> Iterator[Bridge]:
+    source = TESTS_DIR / "go" / "main.go"
+    program = BRIDGES_DIR.parent / "build" / "conformance-go" / _go_digest() / "worker"
+    yield Bridge("go", "go", (str(program),), "go", str(source))
+
+
+def _go_digest() -> str:
+    """Return what names the build of these sources, wherever they lie."""
+    sources = (*sorted((BRIDGES_DIR / "go").glob("*.go")), *sorted((TESTS_DIR / "go").glob("*.*")))
+    return hashlib.sha256(b"\0".join(path.read_bytes() for path in sources)).hexdigest()[:16]
+
+
+def prepare(bridge: Bridge) -> None:
+    """Build the program of a compiled language, once for all processes of a test run; others need nothing."""
+    program = Path(bridge.argv[0])
+    if bridge.language != "go" or program.exists():
+        return
+    program.parent.mkdir(parents=True, exist_ok=True)
+    with (program.parent / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if program.exists():
+            return
+        unfinished = program.with_suffix(".unfinished")
+        # No network: neither the bridge nor its test program needs a module from elsewhere.
+        env = {**os.environ, "GOFLAGS": "-mod=mod", "GOPROXY": "off"}
+        argv = ["go", "build", "-o", str(unfinished), "."]
+        subprocess.run(argv, cwd=TESTS_DIR / "go", env=env, check=True, timeout=BUILD_TIMEOUT_S)
+        unfinished.rename(program)
 
 
 @functools.cache
@@ -226,6 +282,7 @@ def check_case(case: Case, bridge: Bridge, require_runtime: Callable[[str], str]
     """
     if bridge.language != "python":
         require_runtime(bridge.runtime)
+    prepare(bridge)
     suite = suite_of(bridge)
     outcome = suite.run(case)
     if outcome.finding is not None:

@@ -11,6 +11,26 @@ import pytest
 from conformance.driver import MAX_FRAME, Bridge, Worker, start_bridge
 
 TIMESTAMP = "2024-01-01T00:00:00.000Z"
+# language: (suffix of a handler file, one that raises "no model")
+BROKEN_HANDLERS = {
+    "python": (".py", "raise ValueError('no model')"),
+    #
+    "javascript": (".js", "throw new Error('no model');"),
+    #
+    "java": (
+        ".java",
+        """
+class Broken {
+    Broken() { throw new IllegalStateException("no model"); }
+    @snakepit.SnakepitBridge.Command int never() { return 0; }
+}
+""",
+    ),
+    "ruby": (".rb", "raise 'no model'"),
+    "perl": (".pl", "die 'no model';"),
+    "lua": (".lua", "error('no model')"),
+    "r": (".R", "stop('no model')"),
+}
 REPLY_KEYS = {True: {"id", "success", "result", "timestamp"}, False: {"id", "success", "error", "timestamp"}}
 
 
@@ -52,7 +72,9 @@ def test_descriptors_0_and_1_are_protected(bridge: Bridge) -> None:
         worker.send({"id": 2, "command": "write_fd_1", "args": {"line": "native line\n"}})
         worker.send({"id": 3, "command": "child_sees", "args": {}})
 
-        assert ["", "written", ["1", "0"]] == [worker.receive()["result"] for _ in range(3)]
+        read, written, (pipes, variables) = (worker.receive()["result"] for _ in range(3))
+        assert ("", "written", "0") == (read, written, variables)
+        assert ("close-on-exec" in bridge.cannot) == (int(pipes) > 1), "one pipe is the child's own"
         assert "native line\n" in worker.stderr()
 
 
@@ -69,9 +91,16 @@ def test_bad_frame_at_level_0_is_answered_with_a_string(bridge: Bridge) -> None:
 
 def test_failing_start_at_level_0_is_a_string_and_exit_1(bridge: Bridge, tmp_path: Path) -> None:
     """A handler file that raises answers the first ping, in the form that a level-0 host knows."""
-    python = bridge.language == "python"
-    handlers = tmp_path / ("broken_handlers.py" if python else "broken_handlers.js")
-    handlers.write_text("raise ValueError('no model')" if python else "throw new Error('no model');")
+    suffix, code = BROKEN_HANDLERS[bridge.language]
+    handlers = tmp_path / f"broken_handlers{suffix}"
+    handlers.write_text(code)
+    texts = {
+        "python": "raise ValueError('no model')",
+        "javascript": "throw new Error('no model');",
+        "php": "<?php throw new Exception('no model');",
+    }
+    handlers = tmp_path / f"broken_handlers{Path(bridge.handlers).suffix}"
+    handlers.write_text(texts[bridge.language])
     with Worker([*bridge.argv, "--handlers", str(handlers)], level=0) as worker:
         error = call(worker, 0, "ping", {"worker_id": "w1", "initialization": True})
 

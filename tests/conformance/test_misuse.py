@@ -27,6 +27,13 @@ def test_bridge_keeps_the_rules(case: Case, bridge: Bridge, require_runtime: Cal
     """Every case that is no transcript passes."""
     check_case(case, bridge, require_runtime)
 
+# language: {command that ends a script in that language: the exception's type}
+EXITS = {
+    "python": {"leave": "SystemExit", "interrupt": "KeyboardInterrupt"},
+    #
+    "ruby": {"leave": "SystemExit", "interrupt": "Interrupt"},
+}
+
 
 def test_complaints_begin_with_the_bridges_name(bridge: Bridge) -> None:
     """What is said on stderr of bad frames and bad options can be told from what handlers say."""

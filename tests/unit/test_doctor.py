@@ -139,14 +139,17 @@ def test_missing_node(path: Path) -> None:
 
 
 def test_old_python_and_other_languages(path: Path) -> None:
-    """A Python before 3.8 is too old; a language without a bridge is told of with its version."""
+    """A Python before 3.8 is too old, and so is an old Ruby; a language without a bridge is told of."""
     write_script(path / "python3.7", "echo 3.7.16; echo /nowhere/python3.7")
-    write_script(path / "ruby", "echo 'ruby 3.1.2p20 (2022-04-12 revision 4491bb740a) [x86_64-linux]'")
+    write_script(path / "ruby", "echo 'ruby 2.5.1p57 (2018-03-29 revision 63029) [x86_64-linux]'")
+    write_script(path / "julia", "echo julia version 1.9.3")
 
     found = {finding.name: finding for finding in examine().runtimes}
 
     assert ("too old", "3.7.16") == (found["python3.7"].status, found["python3.7"].version)
-    assert ("no bridge", "3.1.2") == (found["ruby"].status, found["ruby"].version)
+    assert ("too old", "2.5.1") == (found["ruby"].status, found["ruby"].version)
+    assert "install Ruby 2.7 or newer" in found["ruby"].advice
+    assert ("no bridge", "1.9.3") == (found["julia"].status, found["julia"].version)
 
 
 def test_few_open_files(path: Path) -> None:

@@ -1,0 +1,144 @@
+"""The worker of ``LineAdapter``: a program that answers one line for each line, as the command ``line``."""
+
+import json
+import os
+import select
+import subprocess
+import sys
+import threading
+from time import monotonic
+
+from snakepit_bridge import command, end_worker, on_start
+
+READ_BYTES = 1 << 16
+TAIL_BYTES = 80
+"""How much of unexpected output an error shows."""
+GIVEN_UP = 70
+"""Exit status; EX_SOFTWARE of sysexits.h."""
+
+_program = None
+
+
+class NoPrompt(Exception):
+    """The program does not become ready."""
+
+
+class Program:
+    """The process and its two pipes.
+
+    THREAD: the main thread; ``_watch`` has a thread of its own.
+    """
+
+    def __init__(self, argv, delimiter, encoding, prompt, first_line_s):
+        self._name = os.path.basename(argv[0])
+        self._delimiter = delimiter.encode(encoding)
+        self._end = self._delimiter if prompt is None else prompt.encode(encoding)
+        self._encoding = encoding
+        self._awaited = "line" if prompt is None else "prompt %r" % prompt
+        # Only until the program has shown that its answers come at once; after that it may think as long as it likes.
+        self._patience_s = first_line_s
+        self._process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
+        self._stdin, self._stdout = self._process.stdin.fileno(), self._process.stdout.fileno()
+        os.set_blocking(self._stdin, False)
+        os.set_blocking(self._stdout, False)
+        self._received = b""
+        self._is_ready = prompt is None
+        if prompt is not None:
+            self._exchange(b"")
+            self._is_ready = True
+        threading.Thread(target=self._watch, name="snakepit-program", daemon=True).start()
+
+    def _watch(self):
+        """End the worker as the program ends, whoever reads from it at that moment."""
+        end_worker(self._process.wait())
+
+    def ask(self, line):
+        """Return the program's answer to a line, without delimiter or prompt."""
+        self._refuse_unexpected()
+        return self._exchange(line.encode(self._encoding) + self._delimiter).decode(self._encoding)
+
+    def _refuse_unexpected(self):
+        try:
+            stray = self._received or os.read(self._stdout, READ_BYTES)
+        except BlockingIOError:
+            return
+        if stray:
+            shown = stray[:TAIL_BYTES].decode(self._encoding, "replace")
+            self._give_up("%s wrote %r, which no line had asked for: one line has to answer each" % (self._name, shown))
+        self._leave()
+
+    def _exchange(self, data):
+        """Write a line, reading meanwhile, so that neither side waits for the other; return the answer."""
+        view = memoryview(data)
+        until = None if self._patience_s is None else monotonic() + self._patience_s
+        search_from = 0
+        poll = select.poll()
+        poll.register(self._stdout, select.POLLIN)
+        if view:
+            poll.register(self._stdin, select.POLLOUT)
+        while True:
+            found = self._received.find(self._end, search_from)
+            if found >= 0 and not view:
+                answer, self._received = self._received[:found], self._received[found + len(self._end) :]
+                self._patience_s = None
+                return answer
+            search_from = max(0, len(self._received) - len(self._end) + 1)
+            ready = poll.poll(None if until is None else max(0, until - monotonic()) * 1000)
+            if not ready:
+                self._end_patience()
+            for fd, _ in ready:
+                if fd == self._stdin:
+                    view = self._write(view)
+                    if not view:
+                        poll.unregister(self._stdin)
+                else:
+                    self._read()
+
+    def _write(self, view):
+        try:
+            return view[os.write(self._stdin, view) :]
+        except BlockingIOError:
+            return view
+        except BrokenPipeError:
+            self._leave()
+
+    def _read(self):
+        piece = os.read(self._stdout, READ_BYTES)
+        if not piece:
+            self._leave()
+        self._received += piece
+
+    def _end_patience(self):
+        seen = " (it wrote %r)" % self._received[:TAIL_BYTES] if self._received else ""
+        self._give_up(
+            "no %s from %s within %g s%s; a program that buffers its output answers too late: use its unbuffered mode"
+            " (jq --unbuffered, sed -u, grep --line-buffered) or run it through stdbuf -oL"
+            % (self._awaited, self._name, self._patience_s, seen)
+        )
+
+    def _give_up(self, reason):
+        """End the worker: nobody can tell to which line the program's next answer would belong.
+
+        The request gets no reply, and the host tells the end of stderr with its error: a reply would make the worker
+        look fit for the next request, which would then be lost.
+        """
+        self._process.kill()
+        if not self._is_ready:
+            raise NoPrompt(reason)
+        sys.stderr.write("LineAdapter: %s\n" % reason)
+        end_worker(GIVEN_UP, at_once=True)
+
+    def _leave(self):
+        """The program has closed a pipe: end as it ends; this request gets no answer."""
+        self._process.stdin.close()
+        end_worker(self._process.wait(), at_once=True)
+
+
+@on_start
+def begin(argv, delimiter, encoding, reply, prompt, first_line_s):
+    global _program
+    _program = Program(argv, delimiter, encoding, prompt, first_line_s)
+    if reply == "json":
+        command(lambda text: json.loads(_program.ask(text)), name="line")
+    else:
+        command(lambda text: _program.ask(text), name="line")

@@ -1,0 +1,1 @@
+"""The kinds of workers, a module each; ``snakepit.adapters`` exports them."""

@@ -1,0 +1,139 @@
+"""The languages whose bridge comes with the project.
+
+Runs on the caller's thread; owns nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Unpack
+
+from .._wire.values import JsonValue
+from .._worker_options import WorkerOptions
+from .runtimes import Runtime
+from .scripts import ScriptAdapter
+
+__all__ = (
+    "JavaScriptAdapter",
+    "LuaAdapter",
+    "PHPAdapter",
+    "PerlAdapter",
+    "PythonAdapter",
+    "RAdapter",
+    "RubyAdapter",
+)
+
+
+class PythonAdapter(ScriptAdapter):
+    """Python workers with the built-in commands and those of a handlers file.
+
+    Args:
+        handlers: A ``.py`` file or a module name, or None for the built-in commands alone.
+        python: The interpreter, 3.8 or newer, e.g. that of another virtual environment.
+        start_args: JSON value for the handlers file's ``on_start``.
+        output: "log" or "inherit".
+        options: See ``WorkerOptions``.
+
+    Raises:
+        TypeError, ValueError: A bad parameter; raised here.
+    """
+
+    runtime = Runtime("Python", ("python3",), (3, 8), {"apt": "python3", "brew": "python"}, ("-V",))
+    bridge = "python/snakepit_bridge.py"
+    suffixes = (".py",)
+
+    def __init__(
+        self,
+        handlers: str | os.PathLike[str] | None = None,
+        *,
+        python: str | os.PathLike[str] = sys.executable,
+        start_args: JsonValue = None,
+        output: str = "log",
+        **options: Unpack[WorkerOptions],
+    ) -> None:
+        super().__init__(handlers, program=python, start_args=start_args, output=output, **options)
+
+    def _check_handlers(self, handlers: str | os.PathLike[str]) -> str:
+        if isinstance(handlers, str) and handlers and not handlers.endswith(".py") and os.sep not in handlers:
+            return handlers
+        return super()._check_handlers(handlers)
+
+    def executable_path(self) -> str:
+        """Return the path of the interpreter.
+
+        Raises:
+            WorkerStartError: There is none, or it is too old; raised here.
+        """
+        return sys.executable if self._program == sys.executable else super().executable_path()
+
+
+class JavaScriptAdapter(ScriptAdapter):
+    """Node workers with the built-in commands and those of a handlers file.
+
+    Args:
+        handlers: A ``.js``, ``.cjs`` or ``.mjs`` file, or None for the built-in commands alone.
+        node: The runtime, 16 or newer.
+        start_args: JSON value for the handlers file's ``onStart``.
+        output: "log" or "inherit".
+        options: See ``WorkerOptions``.
+
+    Raises:
+        TypeError, ValueError: A bad parameter; raised here.
+    """
+
+    runtime = Runtime("Node", ("node", "nodejs"), (16,), {"apt": "nodejs", "brew": "node"})
+    bridge = "javascript/snakepit_bridge.js"
+    suffixes = (".js", ".cjs", ".mjs")
+
+    def __init__(
+        self,
+        handlers: str | os.PathLike[str] | None = None,
+        *,
+        node: str | os.PathLike[str] | None = None,
+        start_args: JsonValue = None,
+        output: str = "log",
+        **options: Unpack[WorkerOptions],
+    ) -> None:
+        super().__init__(handlers, program=node, start_args=start_args, output=output, **options)
+
+
+class RubyAdapter(ScriptAdapter):
+    """Ruby workers, 2.7 or newer; parameters as in ``ScriptAdapter``, ``handlers`` is a ``.rb`` file."""
+
+    runtime = Runtime("Ruby", ("ruby",), (2, 7), {"apt": "ruby", "brew": "ruby"})
+    bridge = "ruby/snakepit_bridge.rb"
+    suffixes = (".rb",)
+
+
+class RAdapter(ScriptAdapter):
+    """R workers, 4.0 or newer with jsonlite; parameters as in ``ScriptAdapter``, ``handlers`` is a ``.R`` file."""
+
+    runtime = Runtime("R", ("Rscript",), (4, 0), {"apt": "r-base-core r-cran-jsonlite", "brew": "r"})
+    bridge = "r/snakepit_bridge.R"
+    suffixes = (".R", ".r")
+    default_program_args = ("--vanilla",)
+
+
+class PerlAdapter(ScriptAdapter):
+    """Perl workers, 5.26 or newer; parameters as in ``ScriptAdapter``, ``handlers`` is a ``.pl`` file."""
+
+    runtime = Runtime("Perl", ("perl",), (5, 26), {"apt": "perl", "brew": "perl"}, ("-e", "print substr $^V, 1"))
+    bridge = "perl/snakepit_bridge.pl"
+    suffixes = (".pl", ".pm")
+
+
+class PHPAdapter(ScriptAdapter):
+    """PHP workers, 8.0 or newer; parameters as in ``ScriptAdapter``, ``handlers`` is a ``.php`` file."""
+
+    runtime = Runtime("PHP", ("php",), (8, 0), {"apt": "php-cli", "brew": "php"})
+    bridge = "php/snakepit_bridge.php"
+    suffixes = (".php",)
+
+
+class LuaAdapter(ScriptAdapter):
+    """Lua workers, 5.3 or newer; parameters as in ``ScriptAdapter``, ``handlers`` is a ``.lua`` file."""
+
+    runtime = Runtime("Lua", ("lua5.4", "lua5.3", "lua"), (5, 3), {"apt": "lua5.4", "brew": "lua"}, ("-v",))
+    bridge = "lua/snakepit_bridge.lua"
+    suffixes = (".lua",)

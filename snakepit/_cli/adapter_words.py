@@ -1,0 +1,74 @@
+"""The argument ADAPTER of the subcommands: a language, or a command line.
+
+Runs on the main thread; owns nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+
+import click
+
+from ..adapters import (
+    Adapter,
+    CommandAdapter,
+    JavaAdapter,
+    JavaScriptAdapter,
+    LuaAdapter,
+    PerlAdapter,
+    PHPAdapter,
+    PythonAdapter,
+    RAdapter,
+    RubyAdapter,
+    ScriptAdapter,
+)
+
+__all__ = ("ALIASES", "make_adapter")
+
+ALIASES: dict[str, type[ScriptAdapter]] = {
+    "python": PythonAdapter,
+    "javascript": JavaScriptAdapter,
+    "node": JavaScriptAdapter,
+    "ruby": RubyAdapter,
+    "r": RAdapter,
+    "perl": PerlAdapter,
+    "php": PHPAdapter,
+    "lua": LuaAdapter,
+    "java": JavaAdapter,
+}
+_SUFFIXES = tuple(suffix for adapter in ALIASES.values() for suffix in adapter.suffixes)
+
+
+def make_adapter(text: str, handlers: str | None, level: str | None) -> Adapter:
+    """Return the adapter for an alias or a command line.
+
+    Raises:
+        click.UsageError: Neither, or options that do not fit it; raised here.
+        TypeError, ValueError: The adapter refuses its parameters; raised here.
+    """
+    if (
+        handlers is not None
+        and (os.sep in handlers or handlers.endswith(_SUFFIXES))
+        and not os.path.isfile(handlers)
+    ):
+        raise click.UsageError(f"--handlers: no file {handlers!r}")
+    if text in ALIASES:
+        if level is not None:
+            raise click.UsageError(f"--level is for a command line; {text} workers always have level 1")
+        return ALIASES[text](handlers)
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise click.UsageError(f"ADAPTER {text!r}: {error}") from None
+    choices = f"choose one of {', '.join(ALIASES)}, or a command line in quotes, e.g. 'ruby bridge.rb'"
+    if not words or (os.sep not in words[0] and shutil.which(words[0]) is None):
+        raise click.UsageError(
+            f"unknown adapter {text!r}: no alias, and no program of that name in PATH; {choices}"
+        )
+    if handlers is not None:
+        raise click.UsageError(
+            f"--handlers is for {', '.join(ALIASES)}; a command line names its files itself"
+        )
+    return CommandAdapter(words, level=int(level or 0))

@@ -1,0 +1,214 @@
+"""What only the R bridge has: vectors, factors and data frames as JSON, and the handler files of R."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conformance.driver import Worker, find_bridges
+
+
+@pytest.fixture
+def start(require_runtime: Callable[[str], str], tmp_path: Path) -> Callable[[str], Worker]:
+    """Return a function that starts a worker with the handler file of the given text."""
+    require_runtime("Rscript")
+    (bridge,) = (bridge for bridge in find_bridges() if bridge.language == "r")
+
+    def start_with(text: str) -> Worker:
+        path = tmp_path / "handlers.R"
+        path.write_text(text, "utf-8")
+        return Worker([*bridge.argv, "--handlers", str(path)])
+
+    return start_with
+
+
+def answers(worker: Worker, calls: list[tuple[str, Any]]) -> list[Any]:
+    """Return the result of each call, or the message of its error."""
+    found = []
+    for number, (command, args) in enumerate(calls, start=1):
+        worker.send({"id": number, "command": command, "args": args})
+        reply = worker.receive()
+        found.append(reply["result"] if reply["success"] else reply["error"]["message"])
+    return found
+
+
+START_FAILURES = {
+    "syntax error": ("x <- 1\ny <- (2\n}", "simpleError", "handlers.R:3:1: unexpected '}'"),
+    "registered twice": (
+        "commands$a <- function() 1\ncommands$a <- function() 2\n",
+        "simpleError",
+        "handlers.R:2: command 'a' is registered twice",
+    ),
+    "ping": ("commands$ping <- function() 1", "simpleError", "command 'ping' belongs to the bridge"),
+    "no function": ("\n\ncommands$a <- 5", "simpleError", "handlers.R:3: command 'a' is no function"),
+    "class": (
+        "stop(structure(class = c('Odd', 'error', 'condition'), list(message = 'm', call = NULL)))",
+        "Odd",
+        "handlers.R:1: m",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", START_FAILURES)
+def test_handler_file_that_fails_is_answered_with_rs_own_words(case: str, start: Callable[[str], Worker]) -> None:
+    """The first ping is answered with class, message and line, and the exit status is 1."""
+    text, kind, words = START_FAILURES[case]
+    with start(text) as worker:
+        error = worker.start()["error"]
+
+        assert ("handler_error", kind) == (error["code"], error["type"])
+        assert words in error["message"]
+        assert 1 == worker.wait()
+
+
+VALUES: dict[str, tuple[str, Any]] = {
+    "data frame": (
+        "data.frame(a = 1:2, b = c('x', NA), f = factor(c('u', 'v')))",
+        [{"a": 1, "b": "x", "f": "u"}, {"a": 2, "b": None, "f": "v"}],
+    ),
+    "one row": ("data.frame(a = 1)", [{"a": 1}]),
+    "no row": ("data.frame(a = integer())", []),
+    "list column": (
+        "local({ d <- data.frame(i = 1:2); d$l <- list(1:2, 'z'); d })",
+        [{"i": 1, "l": [1, 2]}, {"i": 2, "l": "z"}],
+    ),
+    "named vector": ("c(a = 1)", {"a": 1}),
+    "length 1": ("c(TRUE)", True),
+    "kept array": ("I(5)", [5]),
+    "length 0": ("character()", []),
+    "matrix": ("matrix(1:4, 2)", [[1, 3], [2, 4]]),
+    "one column": ("matrix(1:2, 2)", [[1], [2]]),
+    "array": ("array(1:8, c(2, 2, 2))", [[[1, 5], [3, 7]], [[2, 6], [4, 8]]]),
+    "factor": ("factor('q')", "q"),
+    "missing": ("list(NA, NA_real_, NA_character_, NULL)", [None] * 4),
+    "latin text": (r"iconv('\u00e9', 'UTF-8', 'latin1')", "é"),
+    "numbers": ("c(0.1, 1 / 3, 1e300, 1e21, -0.0, 5e-324, 100000)", [0.1, 1 / 3, 1e300, 1e21, 0, 5e-324, 100000]),
+    "empty object": ("setNames(list(), character())", {}),
+}
+REFUSED = {
+    "date": ("Sys.Date()", "result: Date is not JSON; convert it, for example with format()"),
+    "time column": ("data.frame(t = Sys.time())", "result/0/t: POSIXct is not JSON"),
+    "function": ("list(f = sum)", "result/f: a function is not JSON"),
+    "model": ("structure(list(1), class = 'lm')", "result: lm is not JSON; convert it to a list"),
+    "integer64": ("structure(1, class = 'integer64')", "result: integer64 is not JSON"),
+    "one name twice": ("list(a = 1, a = 2)", "result: two values have the name 'a'"),
+    "large": ("2^60", "result: integer 1152921504606846976 is beyond 2^53-1"),
+    "in a frame": ("data.frame(z = c(1, NaN))", "result/1/z: NaN is not JSON"),
+    "in a matrix": ("list(q = matrix(c(1, -Inf), 1))", "result/q/0/1: -Infinity is not JSON"),
+    "bytes as text": (r"'\xff'", "result: text that is not UTF-8"),
+}
+
+
+def test_values_of_r_become_json_by_the_documented_rule(start: Callable[[str], Worker]) -> None:
+    """Each value arrives as written in docs/languages/r.md, and what has no rule is refused with its path."""
+    values = [code for code, _ in VALUES.values()] + [code for code, _ in REFUSED.values()]
+    with start(f"values <- list({', '.join(values)})\ncommands$value <- function(k) values[[k]]") as worker:
+        worker.start()
+
+        found = answers(worker, [("value", {"k": k}) for k in range(1, len(values) + 1)])
+
+        assert [value for _, value in VALUES.values()] == found[: len(VALUES)]
+        refused = dict(zip(REFUSED, found[len(VALUES) :], strict=True))
+        assert {} == {
+            case: refused[case] for case, (_, words) in REFUSED.items() if not refused[case].startswith(words)
+        }
+
+
+def test_args_are_vectors_and_come_back_as_sent(start: Callable[[str], Worker]) -> None:
+    """Arrays of one type are vectors, with NA for null; others are lists; none changes on its way back."""
+    sent = {
+        "a": [1, 2.5, None], "b": [None], "c": ["x"], "d": [True, 1], "e": [[1, 2], [3]], "f": {}, "g": [],
+        "h": [{"k": 1}], "i": ["a", None], "j": [True, None], "k": 2**40, "l": "\U0001f600\n\x01",
+    }  # fmt: skip
+    classes = {
+        "a": "numeric", "b": "list", "c": "AsIs", "d": "list", "e": "list", "f": "list", "g": "list",
+        "h": "list", "i": "character", "j": "logical", "k": "numeric", "l": "character",
+    }  # fmt: skip
+    text = "commands$id <- function(value) value\ncommands$classes <- function(args, ctx) lapply(args, class)"
+    with start(text) as worker:
+        worker.start()
+
+        assert [sent, classes] == answers(worker, [("id", {"value": sent}), ("classes", sent)])
+
+
+def test_parameters_are_bound_and_documented(start: Callable[[str], Worker]) -> None:
+    """Defaults, the rest, the context by its name; comments above a command are its doc string."""
+    text = """
+    #' Add up.
+    #' Twice.
+    #
+    NULL
+#' Join.
+commands$join <- function(a, b = 2, ..., ctx) list(a, b, length(list(...)), ctx$worker_id)
+commands$whole <- function(args) args
+"""
+    calls = [
+        ("join", [1]),
+        ("join", {"b": 7, "a": 1}),
+        ("join", [1, 2, 3]),
+        ("join", 7),
+        ("join", {"b": 1}),
+        ("whole", [1, "a"]),
+    ]
+    with start(text) as worker:
+        commands = worker.start()["result"]["protocol"]["commands"]
+
+        assert {"params": ["a", "b"], "doc": "Join."} == commands["join"]
+        assert [
+            [1, 2, 0, "w1"],
+            [1, 7, 0, "w1"],
+            [1, 2, 1, "w1"],
+            [7, 2, 0, "w1"],
+            "join: missing 'a'",
+            [1, "a"],
+        ] == answers(worker, calls)
+
+
+def test_traceback_shows_the_calls_of_the_handler(start: Callable[[str], Worker]) -> None:
+    """With lines of the file, without the bridge's own calls and without the data; endless recursion is one more."""
+    text = """
+commands$f <- function(data) {
+  inner <- function(x) stop('no')
+  inner(data)
+}
+commands$r <- function() {
+  f <- function(n) f(n + 1)
+  f(1)
+}
+"""
+    with start(text) as worker:
+        worker.start()
+
+        plain = worker.call(1, "f", {"data": ["secret"]})["error"]
+        endless = worker.call(2, "r")["error"]
+
+        lines = plain["traceback"].splitlines()
+        assert ["f(data = data)", "handlers.R:4: inner(data)", 'stop("no")'] == [
+            line.replace("handlers.R:3: ", "") for line in lines
+        ]
+        assert "secret" not in plain["traceback"]
+        assert endless["code"] == "handler_error"
+        assert "infinite recursion" in endless["message"] or "C stack" in endless["message"]
+
+
+def test_print_of_a_warning_goes_to_stderr_at_once(start: Callable[[str], Worker]) -> None:
+    """R would keep it until a top level that never comes."""
+    with start("commands$w <- function() { warning('careful'); 1 }") as worker:
+        worker.start()
+
+        assert 1 == worker.call(1, "w")["result"]
+        assert "careful" in worker.stderr()
+
+
+def test_interrupt_that_a_handler_lets_through_is_its_error(start: Callable[[str], Worker]) -> None:
+    """Ctrl-C is held back, until a handler asks for it with allowInterrupts()."""
+    code = "commands$i <- function() allowInterrupts({ tools::pskill(Sys.getpid(), 2L); repeat Sys.sleep(0.01) })"
+    with start(code + "\ncommands$one <- function() 1") as worker:
+        worker.start()
+
+        error = worker.call(1, "i")["error"]
+
+        assert ("handler_error", "interrupt", "interrupted") == (error["code"], error["type"], error["message"])
+        assert 1 == worker.call(2, "one")["result"]

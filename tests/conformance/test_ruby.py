@@ -1,0 +1,237 @@
+"""What only the Ruby bridge has: blocks as commands, Ruby's values, its forks and its exits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conformance.driver import Bridge, Worker, find_bridges, frame, start_bridge
+
+
+@pytest.fixture
+def ruby(require_runtime: Callable[[str], str]) -> Bridge:
+    """Return the Ruby bridge."""
+    require_runtime("ruby")
+    (bridge,) = (bridge for bridge in find_bridges() if bridge.language == "ruby")
+    return bridge
+
+
+@pytest.fixture
+def start(ruby: Bridge, tmp_path: Path) -> Callable[[str], Worker]:
+    """Return a function that starts a worker with the handler file of the given text."""
+
+    def start_with(text: str) -> Worker:
+        path = tmp_path / "handlers.rb"
+        path.write_text(text, "utf-8")
+        return Worker([*ruby.argv, "--handlers", str(path)])
+
+    return start_with
+
+
+START_FAILURES = {
+    "syntax error": ("command('a') {\n  1 +\n}\n", "SyntaxError", "handlers.rb:3"),
+    "registered twice": (
+        "command('a') { 1 }\ncommand('a') { 2 }\n",
+        "ArgumentError",
+        "command 'a' is registered twice: ",
+    ),
+    "ping": ("command('ping') { 1 }", "ArgumentError", "command 'ping' belongs to the bridge"),
+    "no block": ("command('a')", "ArgumentError", 'command "a": a block is missing'),
+    "exit": ("exit", "SystemExit", "exit"),
+}
+
+
+@pytest.mark.parametrize("case", START_FAILURES)
+def test_handler_file_that_fails_is_answered_with_rubys_own_words(
+    case: str, start: Callable[[str], Worker]
+) -> None:
+    """The first ping is answered with class, message and place, and the exit status is 1."""
+    text, kind, words = START_FAILURES[case]
+    with start(text) as worker:
+        error = worker.start()["error"]
+
+        assert ("handler_error", kind) == (error["code"], error["type"])
+        assert words in error["message"]
+        assert "handlers.rb:" in error["traceback"]
+        assert 1 == worker.wait()
+
+
+def test_blocks_methods_and_lambdas_are_commands(start: Callable[[str], Worker]) -> None:
+    """Each tells its parameters and its doc; a block may return, and keeps its self."""
+    text = """
+    command('block', 'Halve.') { |number:, by: 2| return 0 if number.zero?; number / by }
+    command def defined(first, second = 2, *more) [first, second, more] end
+    command('lambda', ->(**all) { all }, doc: 'All.')
+    class Counter
+      def initialize; @count = 0; end
+      def register; Snakepit.command('counted') { @count += 1 }; end
+    end
+    Counter.new.register
+    """
+    calls = [
+        ("block", {"number": 8}),
+        ("block", {"number": 0}),
+        ("defined", [1]),
+        ("defined", [1, {"a": 1}, 3]),
+        ("lambda", {"k": None}),
+        ("counted", None),
+        ("counted", []),
+    ]
+    with start(text) as worker:
+        commands = worker.start()["result"]["protocol"]["commands"]
+        replies = []
+        for number, (command, args) in enumerate(calls, start=1):
+            worker.send({"id": number, "command": command, "args": args})
+            replies.append(worker.receive())
+
+        assert {"params": ["number", "by"], "doc": "Halve."} == commands["block"]
+        assert {"params": ["first", "second"], "doc": ""} == commands["defined"]
+        assert {"params": [], "doc": "All."} == commands["lambda"]
+        results = [reply.get("result") for reply in replies]
+        assert [4, 0, [1, 2, []], [1, {"a": 1}, [3]], {"k": None}, 1, 2] == results
+
+
+VALUES: dict[str, tuple[str, Any]] = {
+    "symbols": ("{ a: :b, 'c' => [:d] }", {"a": "b", "c": ["d"]}),
+    "latin text": ("'é'.encode('ISO-8859-1')", "é"),
+    "subclasses": ("Class.new(Hash)[1.to_s, Class.new(Array)[Class.new(String).new('x')]]", {"1": ["x"]}),
+    "ASCII": ("'x'.encode('US-ASCII')", "x"),
+    "large integer": ("2**70", 2**70),
+    "shared": ("[1].then { |one| [one, one] }", [[1], [1]]),
+    "thread": ("Thread.new { 5 }", 5),
+}
+REFUSED = {
+    "one key twice": ("{ 'k' => 1, k: 2 }", 'result: key "k" is there twice, as String and as Symbol'),
+    "number as key": ("[{ 1 => 2 }]", "result/0: key 1 is a Integer; JSON keys are String or Symbol"),
+    "invalid text": ("['x\\xff']".replace("'", '"'), "result/0: text with the byte 0xff at index 1 is not UTF-8"),
+    "invalid key": ("{ 'x\\xff' => 1 }".replace("'", '"'), "result: text with the byte 0xff at index 1"),
+    "time": ("{ at: Time.at(0) }", "result/at: Time is not a JSON type"),
+    "set": ("require 'set'; Set[1]", "result: Set is not a JSON type; convert it to a Hash or an Array"),
+    "anonymous": ("Class.new.new", "result: Object is not a JSON type"),
+    "rational": ("1r", "result: Rational is not a JSON type"),
+    "minus infinity": ("-Float::INFINITY", "result: -Infinity is not JSON"),
+}
+
+
+def test_values_of_ruby_arrive_or_are_refused_with_their_path(start: Callable[[str], Worker]) -> None:
+    """Symbols, subclasses and text in other encodings arrive; what may mean two things is refused."""
+    cases = {**VALUES, **REFUSED}
+    text = "".join(f"command('{name}') {{ {code} }}\n" for name, (code, _) in cases.items())
+    with start(text) as worker:
+        worker.start()
+
+        replies = {name: worker.call(number, name) for number, name in enumerate(cases, start=1)}
+
+        assert {name: value for name, (_, value) in VALUES.items()} == {
+            name: replies[name].get("result") for name in VALUES
+        }
+        for name, (_, words) in REFUSED.items():
+            error = replies[name]["error"]
+            assert ("encode_error", True) == (error["code"], error["message"].startswith(words)), error
+
+
+@pytest.mark.parametrize(
+    "args",
+    ['"\\q"', "1/* comment */", '"\\ud800\\u0041"', '"\\udc00"', "1" * 400 + ".5", "1" * 250 + "e99"],
+    ids=["escape", "comment", "half a pair", "second half", "long", "long with exponent"],
+)
+def test_what_the_json_library_lets_pass_is_a_bad_frame(ruby: Bridge, args: str) -> None:
+    """The library is laxer than JSON; the bridge is not."""
+    with start_bridge(ruby, handlers=False) as worker:
+        worker.start()
+
+        worker.send_bytes(frame(f'{{"id":7,"command":"echo","args":{args}}}'.encode()))
+        bad = worker.receive()
+        worker.send_bytes(frame(b'{"id":8,"command":"echo","args":"http://\\\\q \\" // /* \\ud83d\\ude00"}'))
+        good = worker.receive()
+
+        assert (7, "BadFrame") == (bad["id"], bad["error"]["type"])
+        assert 'http://\\q " // /* 😀' == good["result"]["echoed"]
+
+
+def test_forked_child_does_not_answer(start: Callable[[str], Worker]) -> None:
+    """A child that comes back from the handler, or logs, leaves the stream to its parent."""
+    text = """
+    command('split') do
+      pid = fork
+      context.log('in both') unless pid
+      pid && Process.wait2(pid).last.exitstatus
+    end
+    """
+    with start(text) as worker:
+        worker.start()
+
+        replies = [worker.call(1, "split"), worker.call(2, "ping")]
+
+        assert [(1, 2), (2, "ok")] == [
+            (replies[0]["id"], replies[0]["result"]),
+            (replies[1]["id"], replies[1]["result"]["status"]),
+        ]
+        assert "[info] in both" in worker.stderr()
+        assert "a forked child came back from its handler" in worker.stderr()
+
+
+def test_end_of_requests_ends_a_computing_worker_and_runs_exit_blocks_of_an_idle_one(
+    start: Callable[[str], Worker],
+) -> None:
+    """A loop that never waits is no obstacle; without one, at_exit blocks of user code run."""
+    text = """
+    at_exit { warn 'the end' }
+    command('spin') { context.log('spinning'); loop { } }
+    """
+    with start(text) as idle, start(text) as busy:
+        idle.start()
+        busy.start()
+        assert "log" == busy.call(1, "spin")["type"]
+
+        for worker in (idle, busy):
+            worker.close_requests()
+
+        assert (0, 0) == (idle.wait(), busy.wait())
+        assert ("the end\n", "") == (idle.stderr(), busy.stderr())
+
+
+def test_log_of_a_thread_after_its_reply_goes_to_stderr(start: Callable[[str], Worker]) -> None:
+    """Before the reply it is a message, whichever thread writes it; afterwards nobody waits for it."""
+    text = """
+    GATE = Queue.new
+    command('begin') do
+      log = context
+      Thread.new { log.log('during', :debug, n: 1.5) }.join
+      LATE = Thread.new { GATE.pop; log.log('after', at: Object) }
+      nil
+    end
+    command('open') { GATE << 1; LATE.join; nil }
+    """
+    with start(text) as worker:
+        worker.start()
+
+        during = worker.call(1, "begin")
+        replies = [worker.receive(), worker.call(2, "open")]
+
+        assert ("during", "debug", {"n": 1.5}) == (during["message"], during["level"], during["fields"])
+        assert [1, 2] == [reply["id"] for reply in replies]
+        assert "snakepit_bridge: [info] after at=Object\n" == worker.stderr()
+
+
+def test_traceback_is_the_users_and_names_the_causes(start: Callable[[str], Worker]) -> None:
+    """No line of the bridge is in it; an anonymous class goes by the name of its parent."""
+    text = """
+    def inner; raise(Class.new(KeyError), "deep \\xff"); end
+    command('fail') do
+      inner
+    rescue KeyError
+      raise NotImplementedError
+    end
+    """
+    with start(text) as worker:
+        worker.start()
+
+        error = worker.call(1, "fail")["error"]
+
+        assert ("NotImplementedError", "NotImplementedError") == (error["type"], error["message"])
+        assert {"type": "KeyError", "message": "deep \\xff"} == error["cause"]
+        assert "inner'" in error["traceback"]
+        assert "snakepit_bridge.rb" not in error["traceback"]
