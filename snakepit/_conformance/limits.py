@@ -10,7 +10,7 @@ KNOWN_LIMITS: Mapping[str, Mapping[str, str]] = {
     "go": {"command-line": "the worker is the user's own program, whose options are its own"},
     "php": {
         "async": "there is no event loop",
-        "busy-eof": "one thread, which runs the handler",
+        "busy-eof": "there are no threads, so nobody looks while a handler runs",
     },
     "perl": {
         "async": "there is no event loop",

@@ -70,7 +70,7 @@ SCRIPT_LANGUAGES: dict[str, tuple[str, tuple[str, ...], str]] = {
     #
     "perl": ("perl", (), ".pl"),
     #
-    "php": ("php", (), ".php"),
+    "php": ("php", ("-d", "display_errors=stderr", "-d", "memory_limit=-1"), ".php"),
     #
     # A script for sh, which becomes lua5.4 (or lua5.3, or lua): Lua itself cannot move descriptors.
     "lua": ("sh", (), ".lua"),

@@ -17,7 +17,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT)]
 
-from conformance.driver import find_bridges, suite_of  # noqa: E402 - run as a script, it needs the paths above
+from conformance.driver import find_bridges, prepare, suite_of  # noqa: E402 - run as a script, it needs the paths above
 
 from snakepit._conformance.case import GROUPS  # noqa: E402
 from snakepit._conformance.report import make_record  # noqa: E402
@@ -32,6 +32,7 @@ def try_bridges() -> Iterator[dict[str, Any]]:
     """Yield the record of each bridge; of Python that of the newest interpreter."""
     chosen = {bridge.language: bridge for bridge in find_bridges() if shutil.which(bridge.runtime)}
     for bridge in chosen.values():
+        prepare(bridge)
         suite = suite_of(bridge)
         outcomes = list(suite.run_all(select_cases(1)))
         record = make_record(suite.target.argv, 1, suite.survey, outcomes)
@@ -49,8 +50,13 @@ def make_table(records: Sequence[dict[str, Any]]) -> str:
         lines.append(f"| {title} | {' | '.join(cells)} |")
     totals = [f"**{record['passed']}/{record['applicable']}**" for record in records]
     lines.append(f"| **All** | {' | '.join(totals)} |")
-    notes = {_note(record, case): case["reason"] for record in records for case in record["cases"] if case["limit"]}
-    lines += ["", *(f"[^{note}]: Cannot: `{note.partition('-')[2]}`, {reason}." for note, reason in notes.items())]
+    notes = {
+        _note(record, case): f"{_name(record)} cannot keep `{case['limit']}`: {case['reason'].partition(': ')[2]}."
+        for record in records
+        for case in record["cases"]
+        if case["limit"]
+    }
+    lines += ["", *(f"[^{note}]: {text}" for note, text in notes.items())]
     return "\n".join(lines).rstrip("\n") + "\n"
 
 

@@ -202,7 +202,7 @@ def test_table_of_languages_counts_and_notes() -> None:
     cells = {line.split(":")[0]: line.split("|")[2].strip() for line in lines if line.startswith("| R")}
     assert {"| Rule 2": "1/2", "| Rule 6": "[^small-sigint]"}.items() <= cells.items()
     assert "| **All** | **1/2** |" in lines
-    assert "[^small-sigint]: Cannot: `sigint`, small: out of reach." in lines
+    assert "[^small-sigint]: Small cannot keep `sigint`: out of reach." in lines
 
 
 @pytest.mark.parametrize(

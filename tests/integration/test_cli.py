@@ -21,7 +21,7 @@ from snakepit._bridges import bridge_path
 from gates import DIRECTORY, Gate
 
 LIMIT_S = 60
-SUBCOMMANDS = ["bench", "commands", "demo", "doctor", "new", "run"]
+SUBCOMMANDS = ["bench", "commands", "conformance", "demo", "doctor", "new", "run"]
 # A shell that runs the tests in the background has made SIGINT ignored, and children inherit that.
 INTERRUPTIBLE = """
 import signal, sys

@@ -65,6 +65,7 @@ def check_smoke(python: str | Path, empty: Path, home: Path, bridges: Path, **en
     assert metadata["metadata"]["version"] == report["version"]
     assert "ok" == report["ping"]["status"]
     assert [1024, 59049] == report["powers"]
+    assert "passed" == report["conformance"]
 
 
 def bridge_files() -> set[str]:
