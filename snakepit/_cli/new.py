@@ -15,7 +15,7 @@ from .._bridges import bridge_path
 __all__ = ("KINDS", "write_project")
 
 TEMPLATES = Path(__file__).resolve().parents[1] / "templates"
-BRIDGES = {"go": {"snakepit/snakepit_bridge.go": "go/snakepit_bridge.go"}}
+BRIDGES = {"go": {"worker/snakepit/snakepit_bridge.go": "go/snakepit_bridge.go"}}
 """``{kind: {file of the project: file of the bridges}}``, where a bridge is a part of the user's own program."""
 KINDS = tuple(sorted(path.name for path in TEMPLATES.iterdir() if path.is_dir()))
 
@@ -33,7 +33,8 @@ def write_project(console: Console, kind: str, folder: str) -> int:
             in the first case.
     """
     target = Path(folder)
-    sources = {path.name: path for path in sorted((TEMPLATES / kind).iterdir()) if path.is_file()}
+    template = TEMPLATES / kind
+    sources = {str(path.relative_to(template)): path for path in sorted(template.rglob("*")) if path.is_file()}
     sources |= {name: bridge_path(bridge) for name, bridge in BRIDGES.get(kind, {}).items()}
     there = [name for name in sources if (target / name).exists()]
     if there:

@@ -1,11 +1,11 @@
-"""Builds the program in main.go and calls its commands in a pool of workers."""
+"""Builds the program in worker/ and calls its commands in a pool of workers."""
 
 import subprocess
 from pathlib import Path
 
 from snakepit import CommandAdapter, SnakepitExecutor
 
-FOLDER = Path(__file__).resolve().parent
+FOLDER = Path(__file__).resolve().with_name("worker")
 TEXTS = ["the cat saw the other cat", "a rose is a rose is a rose", "to be or not to be"]
 
 
