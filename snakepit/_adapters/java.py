@@ -1,28 +1,15 @@
-"""Java workers: bridge and handlers are compiled once, into a folder of the user's own, and started from there.
+"""Java workers: bridge and handlers are compiled once, and started from there.
 
-Runs on the caller's thread; owns the folder ``snakepit/java`` in the user's cache.
+Runs on the caller's thread; owns nothing, see ``java_build``.
 """
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
-import json
 import os
-import re
-import shutil
-import stat
-import subprocess
-import zipfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Unpack
 
-import attrs
-
-from .._bridges import bridge_path
-from .._programs import find_in_path
 from .._wire.values import JsonValue
 from .._worker_options import WorkerOptions
 from ..errors import WorkerStartError
@@ -30,17 +17,6 @@ from .runtimes import Runtime, find_runtime
 from .scripts import ScriptAdapter
 
 __all__ = ("JavaAdapter",)
-
-BRIDGE = "java/SnakepitBridge.java"
-LAYOUT = b"1"
-"""Of what a build consists: another value makes all builds anew."""
-MAIN_CLASS = "snakepit.SnakepitBridge"
-INDEX_CLASS = "snakepit.Registry$Index"
-USES_ANNOTATIONS = b"Lsnakepit/SnakepitBridge$"
-"""In the constants of a class whose methods may be commands."""
-STEP_LIMIT_S = 120.0
-"""Arbitrary: javac on a busy machine takes seconds."""
-PING = {"worker_id": "archive", "protocol": {"versions": [1], "capabilities": ["errors", "session", "batch"]}}
 
 
 class JavaAdapter(ScriptAdapter):
@@ -97,10 +73,20 @@ class JavaAdapter(ScriptAdapter):
         Raises:
             WorkerStartError: No Java, one that is too old, or a mistake in the source, with javac's words; raised here.
         """
+        from .java_build import Build  # what it needs would make every import of snakepit slower
+
         kind = type(self).__name__
         super().script_args()  # the handlers file is there
         java = find_runtime(self.runtime, kind, self._program, cwd=self.cwd, variables=self._variables())
-        build = _Build(kind, java, self._handlers, tuple(_expand(kind, self._class_path)), self._variables())
+        build = Build(
+            kind=kind,
+            java=java,
+            handlers=self._handlers,
+            class_path=tuple(_expand(kind, self._class_path)),
+            variables=self._variables(),
+            minimum=self.runtime.minimum[0],
+            package=self.runtime.install["apt"],
+        )
         return (java, *build.options(), *self._java_options, *build.command())
 
 
@@ -121,210 +107,3 @@ def _expand(kind: str, class_path: Sequence[str]) -> Iterator[str]:
         if not folder.exists():
             raise WorkerStartError(f"{kind}: class_path: there is no {str(folder)!r}")
         yield from found
-
-
-@attrs.frozen
-class _Build:
-    """Compiled bridge and handlers, in a folder named by a hash of all that they depend on.
-
-    Attributes:
-        kind: The adapter's class, for messages.
-        java: Absolute path of the program.
-        handlers: Absolute path of a ``.java`` or ``.jar`` file, or None.
-        class_path: Absolute paths.
-        variables: The worker's.
-    """
-
-    kind: str
-    java: str
-    handlers: str | None
-    class_path: tuple[str, ...]
-    variables: Mapping[str, str]
-
-    def options(self) -> list[str]:
-        """Return the arguments for the JVM itself; builds first."""
-        self._make()
-        options = [f"-Dsnakepit.index={self.index}"]
-        if self.archive.exists():
-            # A Java that was replaced meanwhile costs the archive, and no line on stdout.
-            options += [f"-XX:SharedArchiveFile={self.archive}", "-Xlog:cds=off", "-Xlog:cds+dynamic=off"]
-        return options
-
-    def command(self) -> list[str]:
-        """Return class path, main class and its arguments."""
-        return self._command(self._run_path())
-
-    def _command(self, class_path: list[str]) -> list[str]:
-        classes = ",".join(json.loads(self.index.read_bytes())["classes"])
-        return ["-cp", os.pathsep.join(class_path), MAIN_CLASS, *(["--handlers", classes] if classes else [])]
-
-    @property
-    def folder(self) -> Path:
-        """The place of this build."""
-        return _cache_folder(self.kind) / self._key()
-
-    @property
-    def jar(self) -> Path:
-        """The classes of the bridge and of the handlers that are source; a folder could have no archive."""
-        return self.folder / "worker.jar"
-
-    @property
-    def index(self) -> Path:
-        """What the bridge reads instead of the annotations, which takes as long as half a start of the JVM."""
-        return self.folder / "index.json"
-
-    @property
-    def archive(self) -> Path:
-        """The loaded classes as the JVM maps them; it may be missing."""
-        return self.folder / "worker.jsa"
-
-    def _key(self) -> str:
-        seen = hashlib.sha256(LAYOUT + bridge_path(BRIDGE).read_bytes())
-        for path in (os.path.realpath(self.java), *self.class_path, self.handlers or ""):
-            seen.update(path.encode("utf-8", "surrogateescape") + b"\0")
-            if not path or path.endswith(".java"):
-                continue
-            status = os.stat(path)
-            seen.update(f"{status.st_size},{status.st_mtime_ns}\0".encode())
-        if self.handlers is not None and self.handlers.endswith(".java"):
-            seen.update(Path(self.handlers).read_bytes())
-        return seen.hexdigest()[:32]
-
-    def _run_path(self) -> list[str]:
-        jars = [self.handlers] if self.handlers is not None and self.handlers.endswith(".jar") else []
-        return [str(self.jar), *jars, *self.class_path]
-
-    def _make(self) -> None:
-        ready = self.folder / "ready"
-        if ready.exists():
-            return
-        with _locked(self.folder.with_suffix(".lock")):
-            if ready.exists():
-                return
-            shutil.rmtree(self.folder, ignore_errors=True)
-            self.folder.mkdir(mode=0o700)
-            try:
-                self._compile()
-                self._dump_archive()
-                ready.touch()
-            except BaseException:
-                shutil.rmtree(self.folder, ignore_errors=True)
-                raise
-
-    def _compile(self) -> None:
-        classes = self.folder / "classes"
-        source = [self.handlers] if self.handlers is not None and self.handlers.endswith(".java") else []
-        done = self._run(
-            *self._compiler(),
-            *("-d", str(classes), "-encoding", "UTF-8", "-parameters", "-XDstringConcat=inline"),
-            # Nothing is found by chance, in the current directory or beside classes.
-            *("-cp", os.pathsep.join(self.class_path) or str(self.folder), "-sourcepath", str(self.folder)),
-            *(str(bridge_path(BRIDGE)), *source),
-        )
-        if done.returncode != 0:
-            raise WorkerStartError(f"{self.kind}: the handlers cannot be compiled:\n{_complaints(done.stderr)}")
-        with zipfile.ZipFile(self.jar, "w") as jar:
-            for path in sorted(classes.rglob("*.class")):
-                jar.write(path, path.relative_to(classes))
-        shutil.rmtree(classes)
-        names = list(self._classes_with_handlers())
-        if self.handlers is not None and not names:
-            raise WorkerStartError(f"{self.kind}: no method in {self.handlers!r} is annotated with @Command")
-        done = self._run(self.java, "-cp", os.pathsep.join(self._run_path()), INDEX_CLASS, *names)
-        if done.returncode != 0:
-            raise WorkerStartError(f"{self.kind}: {self.handlers}: {done.stderr.strip()}")
-        self.index.write_text(done.stdout, "utf-8")
-
-    def _compiler(self) -> list[str]:
-        """Return the compiler of this very Java, or the one in PATH for a Java that has none."""
-        own = [self.java, "-m", "jdk.compiler/com.sun.tools.javac.Main"]
-        if self._run(*own, "-version").returncode == 0:
-            return own
-        other = find_in_path("javac", self.variables)
-        if other is not None:
-            # Of the two versions the older one is what the compiler can write and this Java can read.
-            told = [self._run(self.java, "-version").stderr, self._run(other, "-version").stdout]
-            found = [int(number) for text in told for number in re.findall(r"(?:javac |version \")(\d+)", text)]
-            return [other, "--release", str(min(found, default=JavaAdapter.runtime.minimum[0]))]
-        raise WorkerStartError(
-            f"{self.kind}: {self.java!r} has no compiler (it is a JRE), and there is no javac in PATH: install a JDK"
-            f" (apt install {JavaAdapter.runtime.install['apt']})",
-            argv=(self.java,),
-        )
-
-    def _classes_with_handlers(self) -> Iterator[str]:
-        """Yield the names of the classes that use the annotations; only these are loaded to be looked at."""
-        if self.handlers is None:
-            return
-        path = self.handlers if self.handlers.endswith(".jar") else self.jar
-        with zipfile.ZipFile(path) as jar:
-            for name in jar.namelist():
-                own = name.startswith(("snakepit/", "META-INF/"))
-                if name.endswith(".class") and not own and USES_ANNOTATIONS in jar.read(name):
-                    yield name.removesuffix(".class").replace("/", ".")
-
-    def _dump_archive(self) -> None:
-        """Start a worker that loads what every start loads, for the JVM to keep; without success it starts slower.
-
-        The user's own jars are left out: one that is replaced would invalidate all of it.
-        """
-        requests = [{"id": 0, "command": "ping", "args": PING}, {"id": 1, "command": "echo", "args": {"a": [1.5, "é"]}}]
-        payloads = [json.dumps(request).encode() for request in requests]
-        self._run(
-            *(self.java, f"-XX:ArchiveClassesAtExit={self.archive}", "-Dsnakepit.dump=true"),
-            "-Dsun.misc.unsafe.memory.access=allow",
-            *(f"-Dsnakepit.index={self.index}", "-Dsnakepit.fds=0,1", "-Dsnakepit.pid=0"),
-            *self._command([str(self.jar)]),
-            requests=b"".join(len(payload).to_bytes(4, "big") + payload for payload in payloads),
-        )
-
-    def _run(self, *argv: str, requests: bytes = b"") -> subprocess.CompletedProcess[str]:
-        try:
-            done = subprocess.run(
-                argv, input=requests, capture_output=True, timeout=STEP_LIMIT_S, check=False, env=dict(self.variables)
-            )
-        except (OSError, subprocess.TimeoutExpired) as error:
-            raise WorkerStartError(f"{self.kind}: {argv[0]}: {error}", argv=argv) from error
-        out, err = (text.decode("utf-8", "replace") for text in (done.stdout, done.stderr))
-        return subprocess.CompletedProcess(argv, done.returncode, out, err)
-
-
-def _complaints(text: str) -> str:
-    """Return what javac says of the handlers: the bridge's own warnings are nobody's business."""
-    lines, shown = [], True
-    for line in text.splitlines():
-        if re.match(r".+\.java:\d+: ", line):
-            shown = f"{Path(BRIDGE).name}:" not in line or ": warning:" not in line
-        elif re.fullmatch(r"\d+ (error|warning)s?", line):
-            shown = "error" in line
-        if shown:
-            lines.append(line)
-    return "\n".join(lines)
-
-
-def _cache_folder(kind: str) -> Path:
-    """Return the folder of all builds, made if need be; whoever writes there runs code here, so it must be ours.
-
-    Raises:
-        WorkerStartError: It cannot be made, or others may write to it; raised here.
-    """
-    root = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    folder = Path(root).absolute() / "snakepit" / "java"
-    advice = "set XDG_CACHE_HOME to a folder of your own"
-    try:
-        folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        folder.mkdir(mode=0o700, exist_ok=True)
-        status = os.stat(folder)
-    except OSError as error:
-        raise WorkerStartError(f"{kind}: no place for compiled classes: {error}; {advice}") from error
-    if status.st_uid != os.geteuid() or stat.S_IMODE(status.st_mode) & 0o022:
-        raise WorkerStartError(f"{kind}: others may write to {str(folder)!r}, and could put code there; {advice}")
-    return folder
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold a lock between processes; the system frees it with its process."""
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

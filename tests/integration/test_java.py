@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -47,7 +48,7 @@ def test_sources_are_compiled_once(java: Path) -> None:
     path = write(java)
     with ThreadPoolExecutor(4) as threads:
         lines = set(threads.map(lambda _: JavaAdapter(path).argv(), range(4)))
-    made = {found: found.stat().st_mtime_ns for found in java.glob("cache/snakepit/java/*/*")}
+    made = {found: found.stat().st_mtime_ns for found in java.glob("cache/snakepit/java/*/[!r]*")}
 
     JavaAdapter(path).argv()
 
@@ -138,6 +139,20 @@ def test_java_without_a_compiler(java: Path) -> None:
 
     with pytest.raises(WorkerStartError, match=r"has no compiler \(it is a JRE\).*apt install default-jdk-headless"):
         JavaAdapter(write(java), env={"PATH": str(bare.parent)}).argv()
+
+
+def test_builds_that_nobody_uses_are_removed(java: Path) -> None:
+    """A new build removes those that were not asked for in a month, and no other."""
+    kept, unused = (java / "cache" / "snakepit" / "java" / name for name in ("kept", "unused"))
+    for folder in (kept, unused):
+        folder.mkdir(mode=0o700, parents=True)
+        (folder / "ready").touch()
+    os.utime(unused / "ready", (0, 0))
+    unused.parent.chmod(0o700)
+
+    JavaAdapter().argv()
+
+    assert (True, False) == (kept.exists(), unused.exists())
 
 
 def test_cache_that_others_may_write_to(java: Path) -> None:
