@@ -1599,42 +1599,53 @@ class InitializerFailed(Exception):
 
 def apply_preparation(data):
     """Become the process that the host's preparation data describe; the host's __main__ is not imported."""
-    if "tracker_fd" in data:
-        from loky.backend.spawn import prepare
-
-        prepare(data)
-        return
     sys.path[:] = data["sys_path"]
     sys.argv = data["sys_argv"]
     os.chdir(data["dir"])
-    if data.get("log_to_stderr") or "log_level" in data or "mp_tracker_fd" in data:
-        from multiprocessing import spawn
 
-        spawn.prepare({k: v for k, v in data.items() if k not in ("mp_tracker_fd", "log_fmt")})
-        if "mp_tracker_fd" in data:
-            from multiprocessing.resource_tracker import _resource_tracker
+    def name_process(module):
+        current = module.current_process()
+        current.name = data["name"]
+        current.authkey = data["authkey"]
+        module.ORIGINAL_DIR = data["orig_dir"]
 
-            _resource_tracker._fd = data["mp_tracker_fd"]
-    else:
-        sys.meta_path.insert(0, OnMultiprocessing(data))
+    def join_tracker(key):
+        return lambda module: setattr(module._resource_tracker, "_fd", data[key])
+
+    actions = {"multiprocessing.process": name_process}
+    for key, name in (("mp_tracker_fd", "multiprocessing"), ("tracker_fd", "loky.backend")):
+        if key in data:
+            actions[name + ".resource_tracker"] = join_tracker(key)
+    sys.meta_path.insert(0, OnImport(actions))
+    if data.get("log_to_stderr") or "log_level" in data:
+        from multiprocessing import util
+
+        if data.get("log_to_stderr"):
+            util.log_to_stderr()
+        if "log_level" in data:
+            util.get_logger().setLevel(data["log_level"])
+        if "log_fmt" in data:
+            import logging
+
+            util.get_logger().handlers[0].setFormatter(logging.Formatter(data["log_fmt"]))
 
 
-class OnMultiprocessing:
-    """Sets name, key and origin of this process when multiprocessing is first imported.
+class OnImport:
+    """Does something to modules when they are first imported.
 
-    The import takes as long as the rest of the start, and most callables never need it; a manager's
-    proxy among the arguments does, and then needs the host's key.
+    multiprocessing and loky take longer than the rest of the start, and most callables never need them; a
+    manager's proxy among the arguments does, and then needs the host's key, and a lock the host's tracker.
     """
 
-    def __init__(self, data):
-        self._data = data
+    def __init__(self, actions):
+        self._actions = actions
 
     def find_spec(self, name, path=None, target=None):
-        if name != "multiprocessing.process":
+        action = self._actions.pop(name, None)
+        if action is None:
             return None
         from importlib.machinery import PathFinder
 
-        sys.meta_path.remove(self)
         spec = PathFinder.find_spec(name, path)
         if spec is None:
             return None
@@ -1642,10 +1653,7 @@ class OnMultiprocessing:
 
         def exec_module(module):
             execute(module)
-            current = module.current_process()
-            current.name = self._data["name"]
-            current.authkey = self._data["authkey"]
-            module.ORIGINAL_DIR = self._data["orig_dir"]
+            action(module)
 
         spec.loader.exec_module = exec_module
         return spec

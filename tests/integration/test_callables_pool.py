@@ -560,3 +560,28 @@ def test_the_initializers_exception_is_named() -> None:
 
     assert isinstance(error, PoolBroken)
     assert "ValueError: invalid literal" in str(error)
+
+
+TRACKERS = """import multiprocessing.resource_tracker, os, stat, sys
+import loky.backend.resource_tracker
+from snakepit import SnakepitExecutor
+
+MODULES = ("multiprocessing.resource_tracker", "loky.backend.resource_tracker")
+
+def look():
+    before = [name in sys.modules for name in MODULES]
+    import multiprocessing.resource_tracker
+    import loky.backend.resource_tracker
+    trackers = [sys.modules[name]._resource_tracker for name in MODULES]
+    return before, [stat.S_ISFIFO(os.fstat(tracker._fd).st_mode) for tracker in trackers]
+
+for name in MODULES:
+    sys.modules[name]._resource_tracker.ensure_running()
+with SnakepitExecutor(1) as pool:
+    print(*pool.submit(look).result())
+"""
+
+
+def test_a_tracker_is_joined_when_it_is_needed(tmp_path: Path) -> None:
+    """A worker of a host that runs the trackers imports neither, and has the host's once it does."""
+    assert (0, "[False, False] [True, True]\n", "") == scripts.text_of(scripts.run(tmp_path, TRACKERS))
