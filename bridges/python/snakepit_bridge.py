@@ -30,6 +30,7 @@ DEFAULT_MAX_FRAME = 64 * 1024 * 1024
 LARGEST_MAX_FRAME = 128 * 1024 * 1024 - 1
 MAX_DEPTH = 256  # levels of nesting in a result; the host's limit for args is the same
 MAX_TEXT_BYTES = 64 * 1024  # of an error's message, and of its traceback
+ENVELOPE_BYTES = 64  # what a reply has around its result, at most
 READ_CHUNK_BYTES = 64 * 1024  # the default capacity of a pipe
 BATCH_WAIT_S = 0.001  # PROTOCOL.md, "batch"
 EOF_GRACE_MS = 250  # arbitrary: lets a reply that is nearly done leave when only the requests have ended
@@ -1156,11 +1157,17 @@ class Runner:
         self._context = None
         if reply_protocol is None:
             return True
-        reply_protocol["commands"] = {name: h.describe() for name, h in sorted(self._commands.items())}
+        described = reply_protocol["commands"] = {name: h.describe() for name, h in sorted(self._commands.items())}
         self._count += 1
         result = self._ping(args)
         result["protocol"] = reply_protocol
-        self._reply(request_id, None, encode(result, "result", None), None)
+        body = encode(result, "result", None)
+        if len(body) + ENVELOPE_BYTES > self.stream.max_frame:  # better a start without descriptions than none
+            for told in described.values():
+                told.pop("schema", None)
+                told["doc"] = ""
+            body = encode(result, "result", None)
+        self._reply(request_id, None, body, None)
         self._log_agreed = "log" in self.agreed
         return message
 

@@ -5,12 +5,15 @@ Runs on the thread of the case; a ``Worker`` owns its process and its end of eac
 
 from __future__ import annotations
 
+import array
 import contextlib
+import fcntl
 import json
 import os
 import select
 import signal
 import subprocess
+import termios
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -27,6 +30,7 @@ MAX_FRAME = 64 * 1024 * 1024
 CAPABILITIES = ("errors", "pipeline", "session", "deadline", "attachments", "batch", "log", "claim")
 READ_BYTES = 1 << 20
 STDERR_BYTES = 1 << 20
+POLL_S = 0.0002
 PROBE_S = 2.0
 """How long a silent worker gets for the request that tells silence from a missing flush; arbitrary."""
 
@@ -110,6 +114,17 @@ class Worker:
         self._pipes.files.close()
 
     # Sending
+
+    def wait_until_read(self) -> None:
+        """Wait, at most ``timeout_s``, until the worker has taken all that was sent so far."""
+        deadline = time.monotonic() + self.timeout_s
+        unread = array.array("i", [1])
+        while time.monotonic() < deadline:
+            # Of a pipe the system tells it at the writing end too; nothing can be waited for.
+            fcntl.ioctl(self.requests, termios.FIONREAD, unread)
+            if not unread[0]:
+                return
+            time.sleep(POLL_S)
 
     def send_bytes(self, data: bytes, *, reading: bool = False) -> None:
         """Write raw bytes to the requests.

@@ -117,6 +117,7 @@ def requests_split_at_every_byte_are_read(trial: Trial) -> None:
         for number in (1, 2):
             for byte in frame(dumps(trial.mirror.request(number, f"é{number}"))):
                 worker.send_bytes(bytes([byte]))
+                worker.wait_until_read()
             value = trial.mirror.value(worker.receive().get("result"))
             trial.expect(f"é{number}", value, "a request in pieces was not read whole", worker, hint)
 
