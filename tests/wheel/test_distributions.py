@@ -71,8 +71,8 @@ def check_smoke(python: str | Path, empty: Path, home: Path, bridges: Path, **en
 def bridge_files() -> set[str]:
     """Return what of the bridges folder has to be distributed, relative to it."""
     folder = ROOT / "bridges"
-    patterns = ("PROTOCOL.md", "schema.json", "golden/*", "python/*.py", "javascript/*.js")
-    return {str(path.relative_to(folder)) for pattern in patterns for path in folder.glob(pattern)}
+    found = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    return {str(path) for path in found if "__pycache__" not in path.parts}
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +110,8 @@ def test_wheel_holds_the_package_and_the_bridges(distributions: dict[str, Path])
         names = set(archive.namelist())
     package = ROOT / "snakepit"
     sources = [path for path in package.rglob("*") if path.suffix in {".py", ".js"}]
+    sources += [path for path in (package / "templates").rglob("*") if path.is_file() and path not in sources]
+    sources = [path for path in sources if "__pycache__" not in path.parts]
     expected = {f"snakepit/{path.relative_to(package).as_posix()}" for path in sources}
     expected |= {"snakepit/py.typed", *(f"snakepit/bridges/{name}" for name in bridge_files())}
 
