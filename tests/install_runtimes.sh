@@ -59,6 +59,22 @@ if [ -n "$packages" ]; then
     install $packages </dev/null || echo "install_runtimes: installing$packages failed" >&2
 fi
 
+# What the examples use besides: a library of npm, and a Python environment with another numpy than the tests'.
+if has npm && [ ! -d build/examples-node/node_modules/marked ]; then
+    npm install --silent --no-audit --no-fund --prefix build/examples-node marked@4 </dev/null ||
+        echo "install_runtimes: installing marked failed" >&2
+fi
+if [ ! -x build/examples-venv/ready ]; then
+    python=python3
+    if [ -x .venv/bin/python ]; then python=.venv/bin/python; fi
+    if $python -m venv build/examples-venv &&
+        build/examples-venv/bin/python -m pip install --disable-pip-version-check --quiet 'numpy<2' </dev/null; then
+        ln -sf bin/python build/examples-venv/ready
+    else
+        echo "install_runtimes: installing numpy into build/examples-venv failed" >&2
+    fi
+fi
+
 missing=
 for runtime in $runtimes; do
     if has "$runtime"; then
