@@ -214,8 +214,11 @@ check_text <- function(message, text) {
   message
 }
 
+# anyDuplicated() looks for a method first, which takes longer than all else about a few names.
+has_duplicates <- function(names) length(names) > 1L && !identical(match(names, names), seq_along(names))
+
 last_of_equals <- function(object) {
-  if (anyDuplicated(names(object))) object[!duplicated(names(object), fromLast = TRUE)] else object
+  if (has_duplicates(names(object))) object[!duplicated(names(object), fromLast = TRUE)] else object
 }
 
 # An array of numbers, of texts or of booleans becomes a vector; one of length 1 is marked by I(), and so
@@ -241,8 +244,17 @@ simplify <- function(x) {
 
 escape_token <- function(name) gsub("/", "~1", gsub("~", "~0", name, fixed = TRUE), fixed = TRUE)
 
+PLAIN_BYTES <- 1:255 %in% setdiff(32:126, c(34L, 92L))
+
+# Is this printable ASCII without quotes and backslashes, which is written as it is?
+is_plain <- function(x) {
+  bytes <- charToRaw(if (length(x) == 1L) x else paste(x, collapse = ""))
+  if (length(bytes) < 1000L) all(PLAIN_BYTES[as.integer(bytes)]) else !any(matches("[^ !#-\\[\\]-~]", x))
+}
+
 quoted <- function(x, place = function(i) list(NULL, "text")) {
   if (!length(x)) return(character())
+  if (is_plain(x)) return(paste0('"', x, '"'))
   if (any(Encoding(x) == "bytes")) {
     cannot_encode(place(which(Encoding(x) == "bytes")[1L]), "text of the encoding \"bytes\" is not UTF-8")
   }
@@ -352,18 +364,33 @@ row_texts <- function(frame, place, depth, blobs) {
 
 check_names <- function(names, at) {
   if (anyNA(names)) cannot_encode(at, "a name is NA")
-  if (anyDuplicated(names)) {
+  if (has_duplicates(names)) {
     cannot_encode(at, paste0("two values have the name '", names[duplicated(names)][1L], "'"))
   }
 }
 
 array_text <- function(texts) paste0("[", paste(texts, collapse = ","), "]")
 
+# The JSON text of one number, text or boolean where that is simple, else NULL.
+scalar_text <- function(x) {
+  if (length(x) != 1L || !is.null(attributes(x))) return(NULL)
+  switch(typeof(x),
+    logical = if (is.na(x)) "null" else if (x) "true" else "false",
+    integer = if (is.na(x)) "null" else sprintf("%d", x),
+    double = if (is.finite(x) && abs(x) <= LARGEST_INTEGER) {
+      if (x == trunc(x)) sprintf("%.0f", x + 0) else if (as.numeric(sprintf("%.15g", x)) != x) sprintf("%.17g", x)
+    },
+    character = if (is.na(x)) "null" else if (is_plain(x)) paste0('"', x, '"')
+  )
+}
+
 # The JSON text of a value; raw vectors go to `blobs`.
 encode <- function(x, at, depth, blobs) {
+  if (is.null(x)) return("null")
+  text <- scalar_text(x)
+  if (!is.null(text)) return(text)
   force(at)  # else a promise of a promise of ..., which is deeper than R's stack
   force(depth)
-  if (is.null(x)) return("null")
   if (is.atomic(x) && length(x) == 1L && is.null(attributes(x)) && !is.raw(x)) {
     return(item_texts(x, function(i) at, depth, blobs))
   }
@@ -390,7 +417,10 @@ encode <- function(x, at, depth, blobs) {
   if (is.list(x) && !is.object(x)) {
     # A loop, and not vapply(): R's stack must hold MAX_DEPTH levels of this.
     texts <- character(length(x))
-    for (i in seq_along(x)) texts[i] <- encode(x[[i]], place(i), depth - 1L, blobs)
+    for (i in seq_along(x)) {
+      text <- scalar_text(x[[i]])  # spares most values the call and their path
+      texts[i] <- if (is.null(text)) encode(x[[i]], place(i), depth - 1L, blobs) else text
+    }
   } else {
     texts <- item_texts(x, place, depth - 1L, blobs)
   }
@@ -947,8 +977,8 @@ handshake <- function() {
 
 topmost <- environment()
 EACH_REQUEST <- c(
-  "clock", "decode", "matches", "last_of_equals", "quoted", "array_text", "is_text", "is_number", "head_text",
-  "tail_text", "size_bytes", "send_text", "job_index"
+  "clock", "decode", "matches", "has_duplicates", "last_of_equals", "is_plain", "quoted", "scalar_text", "array_text",
+  "is_text", "is_number", "head_text", "tail_text", "size_bytes", "send_text", "job_index"
 )
 
 # Negotiate, load the handlers, run on_start, and only then answer the first request.
