@@ -246,10 +246,10 @@ escape_token <- function(name) gsub("/", "~1", gsub("~", "~0", name, fixed = TRU
 
 PLAIN_BYTES <- 1:255 %in% setdiff(32:126, c(34L, 92L))
 
-# Is this printable ASCII without quotes and backslashes, which is written as it is?
+# Is this short, and printable ASCII without quotes and backslashes, which is written as it is?
 is_plain <- function(x) {
   bytes <- charToRaw(if (length(x) == 1L) x else paste(x, collapse = ""))
-  if (length(bytes) < 1000L) all(PLAIN_BYTES[as.integer(bytes)]) else !any(matches("[^ !#-\\[\\]-~]", x))
+  length(bytes) < 1000L && all(PLAIN_BYTES[as.integer(bytes)])
 }
 
 quoted <- function(x, place = function(i) list(NULL, "text")) {
@@ -875,11 +875,11 @@ info <- function() {
 }
 
 register_built_ins <- function() {
-  register("ping", function(args, ctx) ping(args), "Tell that the worker is well.")
-  echo <- function(args, ctx) list(status = "ok", echoed = args, timestamp = clock())
+  register("ping", ping, "Tell that the worker is well.")
+  echo <- function(args) list(status = "ok", echoed = args, timestamp = clock())
   register("echo", echo, "Return the args as they came.")
-  register("compute", function(args, ctx) compute(args), "Add, subtract, multiply or divide two numbers.")
-  register("info", function(args, ctx) info(), "Describe the bridge and its system.")
+  register("compute", compute, "Add, subtract, multiply or divide two numbers.")
+  register("info", function(args) info(), "Describe the bridge and its system.")
   commands$compute$params <<- c("operation", "a", "b")
 }
 
