@@ -173,6 +173,17 @@ unreadable <- function(...) {
 
 LARGE_NUMBER <- "(?<![.0-9])[0-9]{16}|[eE]\\+?[0-9]{3}"
 SUSPECT <- paste0("\\\\u|/[/*]|", LARGE_NUMBER)
+BYTE_KINDS <- match(1:255, c(48:57, utf8ToInt("eE\\/")), 0L)
+DIGIT <- 10L  # the last of the kinds that are digits
+EXPONENT <- 12L  # and of those that are not suspect by themselves
+
+# Can SUSPECT be in this short text?  A pattern takes several times as long to say so.
+may_be_suspect <- function(bytes) {
+  kinds <- BYTE_KINDS[as.integer(bytes)]
+  if (any(kinds > EXPONENT)) return(TRUE)
+  is_digit <- kinds > 0L & kinds <= DIGIT
+  sum(is_digit) > 15L || any(kinds[-1L] > DIGIT & is_digit[-length(is_digit)])
+}
 
 # Decode one message; what jsonlite lets pass and the protocol does not is an error here.
 decode <- function(payload) {
@@ -184,7 +195,8 @@ decode <- function(payload) {
   if (size > 2L * MAX_MESSAGE_DEPTH && too_deep(text)) unreadable("nested deeper than ", MAX_MESSAGE_DEPTH, " levels")
   message <- last_of_equals(parse_json(text))
   # One pattern for all is quick in a short text, and several simple ones in a long text.
-  if (size > 1000L || matches(SUSPECT, text)) check_text(message, text) else message
+  is_suspect <- size > 1000L || may_be_suspect(payload) && matches(SUSPECT, text)
+  if (is_suspect) check_text(message, text) else message
 }
 
 # What jsonlite would change without a word; may add a `problem` to the message.
@@ -977,8 +989,8 @@ handshake <- function() {
 
 topmost <- environment()
 EACH_REQUEST <- c(
-  "clock", "decode", "matches", "has_duplicates", "last_of_equals", "is_plain", "quoted", "scalar_text", "array_text",
-  "is_text", "is_number", "head_text", "tail_text", "size_bytes", "send_text", "job_index"
+  "clock", "may_be_suspect", "decode", "matches", "has_duplicates", "last_of_equals", "is_plain", "quoted",
+  "scalar_text", "array_text", "is_text", "is_number", "head_text", "tail_text", "size_bytes", "send_text", "job_index"
 )
 
 # Negotiate, load the handlers, run on_start, and only then answer the first request.
