@@ -697,6 +697,7 @@ request_problem <- function(id, message) {
 }
 
 PLAIN <- c("id", "command", "args")
+CLAIMED <- c(PLAIN, "claim")
 
 perform <- function(id, message, received) {
   problem <- attr(message, "problem")
@@ -704,9 +705,10 @@ perform <- function(id, message, received) {
   attr(message, "problem") <- problem
   command <- message[["command"]]
   at <- if (is_text(command)) match(command, names(commands), 0L) else 0L
-  if (at > 0L && is.null(problem) && identical(names(message), PLAIN)) {
+  is_claimed <- isTRUE(message[["claim"]]) && !is.null(claims)
+  if (at > 0L && is.null(problem) && identical(names(message), if (is_claimed) CLAIMED else PLAIN)) {
     job <<- list(id = id, items = list(message[["args"]]), call = commands[[at]]$call,
-                 wants_ctx = commands[[at]]$wants_ctx, is_batch = FALSE, is_claimed = FALSE)
+                 wants_ctx = commands[[at]]$wants_ctx, is_batch = FALSE, is_claimed = is_claimed)
   } else {
     problem <- request_problem(id, message)
     batch <- message[["batch"]]
@@ -715,7 +717,7 @@ perform <- function(id, message, received) {
       id = id, problem = problem, call = if (is.null(problem)) commands[[at]]$call,
       wants_ctx = is.null(problem) && commands[[at]]$wants_ctx,
       items = if (is_batch) batch else list(if ("args" %in% names(message)) message[["args"]] else EMPTY_OBJECT),
-      is_batch = is_batch, is_claimed = isTRUE(message[["claim"]]) && !is.null(claims),
+      is_batch = is_batch, is_claimed = is_claimed,
       session = if (is_text(message[["session"]])) message[["session"]],
       ends_at = if (is_number(message[["deadline_ms"]])) received + message[["deadline_ms"]] / 1000
     )
