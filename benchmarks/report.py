@@ -1,9 +1,9 @@
 """Writes the results of the benchmarks into the documentation, or records their ratios.
 
-python benchmarks/report.py [--folder build/bench] [--page docs/performance.md]
+python benchmarks/report.py [--folder build/bench] [--page docs/performance.md docs/languages.md]
 python benchmarks/report.py --record [--folder build/bench-check ...] [--recorded benchmarks/recorded.json]
 
-A page has places for tables, ``<!-- begin: NAME -->`` to ``<!-- end: NAME -->``: ``goals`` and one for each script.
+The pages have places for tables, ``<!-- begin: NAME -->`` to ``<!-- end: NAME -->``: ``goals`` and one for each script.
 What stands there is replaced; a script without results leaves its place as it is.
 """
 
@@ -19,21 +19,30 @@ from typing import Any
 from support import regressions, scripts
 from support.results import ROW_COLUMNS, header, row_cells, table
 
-PAGE = scripts.ROOT / "docs" / "performance.md"
+PAGES = [scripts.ROOT / "docs" / name for name in ("performance.md", "languages.md")]
+"""Plots are drawn beside the first of them."""
 RECORD = scripts.BENCHMARKS / "recorded.json"
 
 
-def replace(text: str, name: str, content: str) -> str:
-    """Return a page's text with the content at the place of that name.
+def replace(texts: dict[Path, str], name: str, content: str) -> None:
+    """Put the content at the place of that name, in the first page that has one.
+
+    Args:
+        texts: ``{page: text}``.
+        name: What the marks say.
+        content: Stands between them.
 
     Raises:
-        SystemExit: The page has no such place.
+        SystemExit: No page has such a place.
     """
     begin, end = f"<!-- begin: {name} -->", f"<!-- end: {name} -->"
     pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
-    if pattern.search(text) is None:
-        raise SystemExit(f"the page has no place for {name!r}: {begin} ... {end}")
-    return pattern.sub(lambda _: f"{begin}\n{content}\n{end}", text, count=1)
+    for page, text in texts.items():
+        if pattern.search(text) is not None:
+            texts[page] = pattern.sub(lambda _: f"{begin}\n{content}\n{end}", text, count=1)
+            return
+    pages = "the page has" if len(texts) == 1 else "the pages have"
+    raise SystemExit(f"{pages} no place for {name!r}: {begin} ... {end}")
 
 
 def goals(results: Iterable[dict[str, Any]]) -> str:
@@ -119,7 +128,7 @@ def main() -> None:
         nargs="+",
         help="of the results; build/bench, with --record build/bench-check; of several the medians are recorded",
     )
-    parser.add_argument("--page", type=Path, default=PAGE, help="the page with the places")
+    parser.add_argument("--page", type=Path, nargs="+", default=PAGES, help="the pages with the places")
     parser.add_argument("--recorded", type=Path, default=RECORD, help="the record to write")
     given = parser.parse_args()
     folders = given.folder or [scripts.ROOT / "build" / ("bench-check" if given.record else "bench")]
@@ -133,20 +142,21 @@ def main() -> None:
         print(f"{len(made['rows'])} ratios of {len(runs)} runs recorded in {given.recorded}")
         return
     if len(runs) > 1:
-        parser.error("a page has the results of one folder")
+        parser.error("the pages have the results of one folder")
     found = runs[0]
     results = list(found.values())
-    text = given.page.read_text(encoding="utf-8")
+    texts = {page: page.read_text(encoding="utf-8") for page in given.page}
     for name, content in found.items():
-        text = replace(text, name, section(content))
+        replace(texts, name, section(content))
     missing = [name for name in scripts.SCRIPTS if name not in found and name not in scripts.OPTIONAL]
     if missing:
         print(f"the table of goals is left as it is: no results of {', '.join(missing)}")
     else:
-        text = replace(text, "goals", f"{goals(results)}\n\n![Every goal](plots/goals.svg)")
-    draw(results, given.page.parent / "plots")
-    given.page.write_text(text, encoding="utf-8")
-    print(f"{given.page} has the results of {', '.join(found)}")
+        replace(texts, "goals", f"{goals(results)}\n\n![Every goal](plots/goals.svg)")
+    draw(results, given.page[0].parent / "plots")
+    for page, text in texts.items():
+        page.write_text(text, encoding="utf-8")
+    print(f"{', '.join(map(str, texts))}: the results of {', '.join(found)}")
 
 
 if __name__ == "__main__":

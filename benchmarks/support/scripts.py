@@ -28,6 +28,7 @@ SCRIPTS = (
     "store",
     "breakeven",
     "recovery",
+    "languages",
     "ray_actors",
 )
 """In the order of the documentation."""

@@ -382,13 +382,23 @@ sub read_string {
     my $text = '';
     while (1) {
         # A repeated group is cut off after 32,766 rounds, without an error.
-        $json =~ m{\G((?:[^"\\\x00-\x1f]++|\\["\\/bfnrtu]){0,30000}+)("?)}gc;
+        $json =~ m{\G([^"\\\x00-\x1f]*+(?:\\["\\/bfnrtu][^"\\\x00-\x1f]*+){0,30000}+)("?)}gc;
         $text .= $1;
         last if $2 ne '';
         malformed('text') if $1 eq '';
     }
     if (index($text, '\\u') < 0) {
-        $text =~ s/\\(.)/$UNESCAPE{$1}/g;
+        # A pattern for each letter is several times as fast as one with a hash.  NUL stands for a backslash that is
+        # read: none can be in the text as it came.
+        for ($text) {
+            s/\\\\/\0/g;
+            s/\\"/"/g;
+            s/\\n/\n/g;
+            s/\\r/\r/g;
+            s/\\t/\t/g;
+            s/\\([bf\/])/$UNESCAPE{$1}/g;
+            tr/\0/\\/;
+        }
     }
     else {
         $text =~ s{\\(?:u([dD][89abAB][0-9a-fA-F]{2})\\u([dD][c-fC-F][0-9a-fA-F]{2})|u(.{0,4})|(.))}
@@ -427,10 +437,19 @@ sub read_float {
 }
 
 my ($text, $root, @path, $attachments, $careful);    # what is written, of which value, and where in it
-my %ESCAPE = (
-    '"' => '\\"', '\\' => '\\\\', "\b" => '\\b', "\f" => '\\f', "\n" => '\\n', "\r" => '\\r', "\t" => '\\t',
-    map { chr($_) => sprintf '\\u%04x', $_ } grep { !/^(?:8|9|10|12|13)\z/ } 0 .. 31,
-);
+my %ESCAPE = ((map { chr($_) => sprintf '\\u%04x', $_ } 0 .. 31), "\b" => '\\b', "\f" => '\\f');
+
+# Escapes text in place; a pattern for each frequent character is several times as fast as one with a hash.
+sub escape {
+    for ($_[0]) {
+        s/\\/\\\\/g;
+        s/"/\\"/g;
+        s/\n/\\n/g;
+        s/\r/\\r/g;
+        s/\t/\\t/g;
+        s/([\x00-\x1f])/$ESCAPE{$1}/g;
+    }
+}
 
 # A value as JSON in UTF-8.  $where is its place in the message; bytes are appended to $into as
 # [pointer, octets], or refused without it.  Dies with an encode_error that names the path.
@@ -459,7 +478,7 @@ sub write_value {
         else {
             refuse_text($value) if $careful;
             utf8::encode($value);
-            $value =~ s/(["\\\x00-\x1f])/$ESCAPE{$1}/g;
+            escape($value) if $value =~ tr/"\\\x00-\x1f//;
             $text .= "\"$value\"";
         }
     }
@@ -472,7 +491,7 @@ sub write_value {
             $text .= $before;
             refuse_text($key) if $careful;
             utf8::encode(my $name = $key);
-            $name =~ s/(["\\\x00-\x1f])/$ESCAPE{$1}/g;
+            escape($name) if $name =~ tr/"\\\x00-\x1f//;
             $text .= "\"$name\":";
             write_value($value->{$key});
             $before = ',';

@@ -173,6 +173,17 @@ unreadable <- function(...) {
 
 LARGE_NUMBER <- "(?<![.0-9])[0-9]{16}|[eE]\\+?[0-9]{3}"
 SUSPECT <- paste0("\\\\u|/[/*]|", LARGE_NUMBER)
+BYTE_KINDS <- match(1:255, c(48:57, utf8ToInt("eE\\/")), 0L)
+DIGIT <- 10L  # the last of the kinds that are digits
+EXPONENT <- 12L  # and of those that are not suspect by themselves
+
+# Can SUSPECT be in this short text?  A pattern takes several times as long to say so.
+may_be_suspect <- function(bytes) {
+  kinds <- BYTE_KINDS[as.integer(bytes)]
+  if (any(kinds > EXPONENT)) return(TRUE)
+  is_digit <- kinds > 0L & kinds <= DIGIT
+  sum(is_digit) > 15L || any(kinds[-1L] > DIGIT & is_digit[-length(is_digit)])
+}
 
 # Decode one message; what jsonlite lets pass and the protocol does not is an error here.
 decode <- function(payload) {
@@ -184,7 +195,8 @@ decode <- function(payload) {
   if (size > 2L * MAX_MESSAGE_DEPTH && too_deep(text)) unreadable("nested deeper than ", MAX_MESSAGE_DEPTH, " levels")
   message <- last_of_equals(parse_json(text))
   # One pattern for all is quick in a short text, and several simple ones in a long text.
-  if (size > 1000L || matches(SUSPECT, text)) check_text(message, text) else message
+  is_suspect <- size > 1000L || may_be_suspect(payload) && matches(SUSPECT, text)
+  if (is_suspect) check_text(message, text) else message
 }
 
 # What jsonlite would change without a word; may add a `problem` to the message.
@@ -214,8 +226,11 @@ check_text <- function(message, text) {
   message
 }
 
+# anyDuplicated() looks for a method first, which takes longer than all else about a few names.
+has_duplicates <- function(names) length(names) > 1L && !identical(match(names, names), seq_along(names))
+
 last_of_equals <- function(object) {
-  if (anyDuplicated(names(object))) object[!duplicated(names(object), fromLast = TRUE)] else object
+  if (has_duplicates(names(object))) object[!duplicated(names(object), fromLast = TRUE)] else object
 }
 
 # An array of numbers, of texts or of booleans becomes a vector; one of length 1 is marked by I(), and so
@@ -241,8 +256,17 @@ simplify <- function(x) {
 
 escape_token <- function(name) gsub("/", "~1", gsub("~", "~0", name, fixed = TRUE), fixed = TRUE)
 
+PLAIN_BYTES <- 1:255 %in% setdiff(32:126, c(34L, 92L))
+
+# Is this short, and printable ASCII without quotes and backslashes, which is written as it is?
+is_plain <- function(x) {
+  bytes <- charToRaw(if (length(x) == 1L) x else paste(x, collapse = ""))
+  length(bytes) < 1000L && all(PLAIN_BYTES[as.integer(bytes)])
+}
+
 quoted <- function(x, place = function(i) list(NULL, "text")) {
   if (!length(x)) return(character())
+  if (is_plain(x)) return(paste0('"', x, '"'))
   if (any(Encoding(x) == "bytes")) {
     cannot_encode(place(which(Encoding(x) == "bytes")[1L]), "text of the encoding \"bytes\" is not UTF-8")
   }
@@ -352,18 +376,33 @@ row_texts <- function(frame, place, depth, blobs) {
 
 check_names <- function(names, at) {
   if (anyNA(names)) cannot_encode(at, "a name is NA")
-  if (anyDuplicated(names)) {
+  if (has_duplicates(names)) {
     cannot_encode(at, paste0("two values have the name '", names[duplicated(names)][1L], "'"))
   }
 }
 
 array_text <- function(texts) paste0("[", paste(texts, collapse = ","), "]")
 
+# The JSON text of one number, text or boolean where that is simple, else NULL.
+scalar_text <- function(x) {
+  if (length(x) != 1L || !is.null(attributes(x))) return(NULL)
+  switch(typeof(x),
+    logical = if (is.na(x)) "null" else if (x) "true" else "false",
+    integer = if (is.na(x)) "null" else sprintf("%d", x),
+    double = if (is.finite(x) && abs(x) <= LARGEST_INTEGER) {
+      if (x == trunc(x)) sprintf("%.0f", x + 0) else if (as.numeric(sprintf("%.15g", x)) != x) sprintf("%.17g", x)
+    },
+    character = if (is.na(x)) "null" else if (is_plain(x)) paste0('"', x, '"')
+  )
+}
+
 # The JSON text of a value; raw vectors go to `blobs`.
 encode <- function(x, at, depth, blobs) {
+  if (is.null(x)) return("null")
+  text <- scalar_text(x)
+  if (!is.null(text)) return(text)
   force(at)  # else a promise of a promise of ..., which is deeper than R's stack
   force(depth)
-  if (is.null(x)) return("null")
   if (is.atomic(x) && length(x) == 1L && is.null(attributes(x)) && !is.raw(x)) {
     return(item_texts(x, function(i) at, depth, blobs))
   }
@@ -390,7 +429,10 @@ encode <- function(x, at, depth, blobs) {
   if (is.list(x) && !is.object(x)) {
     # A loop, and not vapply(): R's stack must hold MAX_DEPTH levels of this.
     texts <- character(length(x))
-    for (i in seq_along(x)) texts[i] <- encode(x[[i]], place(i), depth - 1L, blobs)
+    for (i in seq_along(x)) {
+      text <- scalar_text(x[[i]])  # spares most values the call and their path
+      texts[i] <- if (is.null(text)) encode(x[[i]], place(i), depth - 1L, blobs) else text
+    }
   } else {
     texts <- item_texts(x, place, depth - 1L, blobs)
   }
@@ -655,6 +697,7 @@ request_problem <- function(id, message) {
 }
 
 PLAIN <- c("id", "command", "args")
+CLAIMED <- c(PLAIN, "claim")
 
 perform <- function(id, message, received) {
   problem <- attr(message, "problem")
@@ -662,9 +705,10 @@ perform <- function(id, message, received) {
   attr(message, "problem") <- problem
   command <- message[["command"]]
   at <- if (is_text(command)) match(command, names(commands), 0L) else 0L
-  if (at > 0L && is.null(problem) && identical(names(message), PLAIN)) {
+  is_claimed <- isTRUE(message[["claim"]]) && !is.null(claims)
+  if (at > 0L && is.null(problem) && identical(names(message), if (is_claimed) CLAIMED else PLAIN)) {
     job <<- list(id = id, items = list(message[["args"]]), call = commands[[at]]$call,
-                 wants_ctx = commands[[at]]$wants_ctx, is_batch = FALSE, is_claimed = FALSE)
+                 wants_ctx = commands[[at]]$wants_ctx, is_batch = FALSE, is_claimed = is_claimed)
   } else {
     problem <- request_problem(id, message)
     batch <- message[["batch"]]
@@ -673,7 +717,7 @@ perform <- function(id, message, received) {
       id = id, problem = problem, call = if (is.null(problem)) commands[[at]]$call,
       wants_ctx = is.null(problem) && commands[[at]]$wants_ctx,
       items = if (is_batch) batch else list(if ("args" %in% names(message)) message[["args"]] else EMPTY_OBJECT),
-      is_batch = is_batch, is_claimed = isTRUE(message[["claim"]]) && !is.null(claims),
+      is_batch = is_batch, is_claimed = is_claimed,
       session = if (is_text(message[["session"]])) message[["session"]],
       ends_at = if (is_number(message[["deadline_ms"]])) received + message[["deadline_ms"]] / 1000
     )
@@ -845,11 +889,11 @@ info <- function() {
 }
 
 register_built_ins <- function() {
-  register("ping", function(args, ctx) ping(args), "Tell that the worker is well.")
-  echo <- function(args, ctx) list(status = "ok", echoed = args, timestamp = clock())
+  register("ping", ping, "Tell that the worker is well.")
+  echo <- function(args) list(status = "ok", echoed = args, timestamp = clock())
   register("echo", echo, "Return the args as they came.")
-  register("compute", function(args, ctx) compute(args), "Add, subtract, multiply or divide two numbers.")
-  register("info", function(args, ctx) info(), "Describe the bridge and its system.")
+  register("compute", compute, "Add, subtract, multiply or divide two numbers.")
+  register("info", function(args) info(), "Describe the bridge and its system.")
   commands$compute$params <<- c("operation", "a", "b")
 }
 
@@ -947,8 +991,8 @@ handshake <- function() {
 
 topmost <- environment()
 EACH_REQUEST <- c(
-  "clock", "decode", "matches", "last_of_equals", "quoted", "array_text", "is_text", "is_number", "head_text",
-  "tail_text", "size_bytes", "send_text", "job_index"
+  "clock", "may_be_suspect", "decode", "matches", "has_duplicates", "last_of_equals", "is_plain", "quoted",
+  "scalar_text", "array_text", "is_text", "is_number", "head_text", "tail_text", "size_bytes", "send_text", "job_index"
 )
 
 # Negotiate, load the handlers, run on_start, and only then answer the first request.

@@ -153,6 +153,20 @@ def test_results_replace_what_stands_in_their_place(tmp_path: Path) -> None:
     assert (tmp_path / "plots" / "goals.svg").exists()
 
 
+def test_a_place_may_be_on_another_page(tmp_path: Path) -> None:
+    """Of several pages the one with the place gets the tables; the others stay as they are."""
+    pages = tmp_path / "one.md", tmp_path / "two.md"
+    pages[0].write_text("Nothing.\n", encoding="utf-8")
+    pages[1].write_text("<!-- begin: maps -->\nold\n<!-- end: maps -->\n", encoding="utf-8")
+    (tmp_path / "maps.json").write_text(json.dumps(content("maps", row("maps.a", "<=", 3.0))), encoding="utf-8")
+
+    done = report("--folder", tmp_path, "--page", *pages)
+
+    assert (0, "") == (done.returncode, done.stderr)
+    assert "Nothing.\n" == pages[0].read_text(encoding="utf-8")
+    assert "| how fast | <= 2 x others | 3.00 |" in pages[1].read_text(encoding="utf-8")
+
+
 def test_a_page_without_the_place_is_an_error(tmp_path: Path) -> None:
     """A missing mark is named, and nothing is written."""
     page = tmp_path / "page.md"

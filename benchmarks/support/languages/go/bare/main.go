@@ -1,0 +1,4 @@
+// What the start of a Go program costs by itself.
+package main
+
+func main() {}

@@ -1,0 +1,1 @@
+commands$mirror <- function(value) value

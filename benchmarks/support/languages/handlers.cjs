@@ -1,0 +1,2 @@
+// Return the value.
+exports.mirror = ({ value }) => value;

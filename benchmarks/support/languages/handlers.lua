@@ -1,0 +1,1 @@
+command("mirror", function(args) return args.value end)

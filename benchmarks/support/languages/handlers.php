@@ -1,0 +1,3 @@
+<?php
+
+command('mirror', fn (mixed $value) => $value);

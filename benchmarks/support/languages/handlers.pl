@@ -1,0 +1,4 @@
+use strict;
+use warnings;
+
+command mirror => sub { $_[0]{value} }, params => ['value'];

@@ -1,0 +1,1 @@
+command('mirror') { |value:| value }
