@@ -45,7 +45,7 @@ demo: $(VENV)/.installed-cli ## Install into .venv and run the demo
 test: runtimes lint typecheck suites docs wheel-test ## Everything that has to pass
 
 .PHONY: runtimes
-runtimes: ## Install the language runtimes that the tests need
+runtimes: | $(BIN)/python ## Install the language runtimes that the tests need, and what the examples use
 	sh tests/install_runtimes.sh
 
 .PHONY: lint
