@@ -86,7 +86,7 @@ proc to_json {pair at {levels 256}} { ;# "at" is the path, for the error
         text { return [quote $value $at] }
         number {
             if {[regexp {^-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?$} $value] && [is_finite $value]} { return $value }
-            refuse_value $at "$value is not JSON"
+            refuse_value $at "[string map {Inf Infinity} $value] is not JSON"
         }
         literal { if {$value in {true false null}} { return $value } }
         array {
