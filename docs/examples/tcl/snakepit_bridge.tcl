@@ -277,7 +277,9 @@ proc call {id request} {
 proc answer {payload} {
     try { set request [parse_json $payload] } trap {BRIDGE BadFrame} why { return [refuse_frame $why $payload] }
     if {[has $request type] && ![has $request command]} {
-        if {[get $request type] eq {text session_end}} { dict unset ::sessions [field $request session] }
+        if {[get $request type] eq {text session_end} && [has $request session]} {
+            dict unset ::sessions [field $request session]
+        }
         return
     }
     set id [get $request id]
