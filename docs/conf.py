@@ -6,6 +6,9 @@ import configparser
 import sys
 from pathlib import Path
 
+from pygments.lexers.special import TextLexer
+from sphinx.application import Sphinx
+
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
@@ -32,3 +35,8 @@ autodoc_typehints = "signature"
 autodoc_preserve_defaults = False
 # Attributes sections describe what the class body already declares.
 napoleon_use_ivar = True
+
+
+def setup(app: Sphinx) -> None:
+    """Leave Tcl without colours: the lexer of Pygments trips over its backslashes and late comments."""
+    app.add_lexer("tcl", TextLexer)

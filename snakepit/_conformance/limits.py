@@ -32,5 +32,11 @@ KNOWN_LIMITS: Mapping[str, Mapping[str, str]] = {
         "nul-text": "text ends at U+0000, so such a request is refused",
         "sockets": "a socket cannot be opened by its number",
     },
+    "tcl": {
+        "busy-eof": "one thread, which runs the handler",
+        "close-on-exec": "the flag cannot be set",
+        "sigint": "the core of Tcl knows no signals",
+        "sockets": "a socket cannot be opened by its number",
+    },
 }
 """``{language: {name of the rule: reason}}``; a case whose rule is named here is not run for that language."""
