@@ -213,7 +213,7 @@ check_text <- function(message, text) {
   if (matches(LARGE_NUMBER, text)) {
     plain <- without_strings(text)
     literals <- regmatches(plain, gregexpr("-?[0-9][-+.0-9eE]*", plain, perl = TRUE, useBytes = TRUE))[[1L]]
-    values <- unlist(parse_json(paste0("[", paste(literals, collapse = ","), "]")))
+    values <- as.numeric(unlist(parse_json(paste0("[", paste(literals, collapse = ","), "]"))))  # none: not NULL
     integers <- grepl("^-?[0-9]+$", literals)
     beyond <- literals[!integers & !is.finite(values)]
     if (length(beyond)) unreadable("number ", substr(beyond[1L], 1L, 80L), " is out of range")

@@ -72,3 +72,16 @@ def test_keys_and_text_are_data(bridge: Bridge) -> None:
 
         assert KEYS == keys
         assert list(TEXTS) == texts
+
+
+def test_digits_in_a_session_are_text(bridge: Bridge) -> None:
+    """A session's name that looks like a number too large for the language is a name, also where no number is near."""
+    name = "a12345678901234567890e999"
+    with start_bridge(bridge) as worker:
+        worker.start()
+        first = [worker.call(number, "count", session=name)["result"] for number in (1, 2)]
+
+        worker.send({"type": "session_end", "session": name})
+        again = worker.call(3, "count", session=name)["result"]
+
+        assert ([1, 2], 1) == (first, again)
