@@ -147,7 +147,7 @@ class OneShotAdapter(_ProgramAdapter):
         argv: The command line, a template: ``{name}`` inside a word stands for an argument, ``{{`` for a brace.  A word
             that is nothing but ``{name}`` may be given a list and becomes as many words.  No shell sees it; a
             value that begins with ``-`` may still be taken for an option, so put ``"--"`` before such words.
-        encoding: Of ``stdout`` and ``stderr``, errors replaced, and of an ``input`` that is text; None: bytes.
+        encoding: Of ``stdout``, of ``stderr`` (errors replaced), and of an ``input`` that is text; None: bytes.
         check: An exit status other than 0 is a ``CommandError`` (``Failed``) with the end of ``stderr``.
         output: "log" or "inherit"; what the program writes is in the result either way.
         options: See ``WorkerOptions``.
@@ -155,6 +155,7 @@ class OneShotAdapter(_ProgramAdapter):
     Raises:
         TypeError, ValueError: A bad parameter, a template with anything but plain names included; raised here.
         InvalidArguments: An argument of a call is missing, unknown, or neither text nor number; raised by ``submit``.
+        CommandError: ``Failed``, see ``check``, or ``NoText``: ``stdout`` is not in ``encoding``; set on the future.
     """
 
     def __init__(

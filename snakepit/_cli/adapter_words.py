@@ -5,12 +5,14 @@ Runs on the main thread; owns nothing.
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import shutil
 
 import click
 
+from .._wire.values import JsonValue
 from ..adapters import (
     Adapter,
     CommandAdapter,
@@ -25,7 +27,7 @@ from ..adapters import (
     ScriptAdapter,
 )
 
-__all__ = ("ALIASES", "make_adapter")
+__all__ = ("ALIASES", "make_adapter", "parse_json")
 
 ALIASES: dict[str, type[ScriptAdapter]] = {
     "python": PythonAdapter,
@@ -41,7 +43,7 @@ ALIASES: dict[str, type[ScriptAdapter]] = {
 _SUFFIXES = tuple(suffix for adapter in ALIASES.values() for suffix in adapter.suffixes)
 
 
-def make_adapter(text: str, handlers: str | None, level: str | None) -> Adapter:
+def make_adapter(text: str, handlers: str | None, level: str | None, start_args: JsonValue = None) -> Adapter:
     """Return the adapter for an alias or a command line.
 
     Raises:
@@ -57,7 +59,9 @@ def make_adapter(text: str, handlers: str | None, level: str | None) -> Adapter:
     if text in ALIASES:
         if level is not None:
             raise click.UsageError(f"--level is for a command line; {text} workers always have level 1")
-        return ALIASES[text](handlers)
+        return ALIASES[text](handlers, start_args=start_args)
+    if text == "go":
+        raise click.UsageError("Go has no adapter: build the program, and give its path: ./worker --level 1")
     try:
         words = shlex.split(text)
     except ValueError as error:
@@ -71,4 +75,27 @@ def make_adapter(text: str, handlers: str | None, level: str | None) -> Adapter:
         raise click.UsageError(
             f"--handlers is for {', '.join(ALIASES)}; a command line names its files itself"
         )
-    return CommandAdapter(words, level=int(level or 0))
+    return CommandAdapter(words, level=int(level or 0), start_args=start_args)
+
+
+def parse_json(text: str) -> JsonValue:
+    """Return the JSON value of an argument.
+
+    Raises:
+        click.UsageError: Not JSON; the message says where; raised here.
+    """
+    try:
+        value: JsonValue = json.loads(text, parse_constant=_refuse_constant)
+        return value
+    except json.JSONDecodeError as error:
+        line = text.splitlines()[error.lineno - 1] if text.strip() else ""
+        start = max(0, error.colno - 40)
+        pointer = f"\n  {line[start : start + 72]}\n  {' ' * (error.colno - 1 - start)}^" if line else ""
+        where = f"line {error.lineno}, column {error.colno}"
+        raise click.UsageError(f"JSON: {error.msg} at {where} (mind the shell's quotes){pointer}") from None
+    except (ValueError, RecursionError) as error:
+        raise click.UsageError(f"JSON: {error}") from None
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")

@@ -101,6 +101,7 @@ Examples:
 @click.argument("args_text", metavar="[JSON]", default="{}")
 @click.option("--session", metavar="ID", help="Run all calls in this session.")
 @click.option("--handlers", metavar="FILE", help="Handlers file (for Python also a module name).")
+@click.option("--start-args", metavar="JSON", default="null", help="For the start function of the handlers.")
 @click.option(
     "--repeat", type=click.IntRange(min=1), metavar="N", help="Call N times; print JSON Lines, and times."
 )
@@ -156,6 +157,7 @@ Examples:
 )
 @click.argument("adapter")
 @click.option("--handlers", metavar="FILE", help="Handlers file (for Python also a module name).")
+@click.option("--start-args", metavar="JSON", default="null", help="For the start function of the handlers.")
 @click.option("--level", type=click.Choice(["0", "1"]), help="Protocol level of a command line.  [default: 0]")
 @click.option("--json", "as_json", is_flag=True, help="Print what the worker announces as one JSON object.")
 @click.option("--schema", "as_schema", is_flag=True, help="Print the JSON Schema of each command's arguments.")

@@ -16,7 +16,7 @@ from rich.console import Console
 from ..config import PoolConfig
 from ..errors import SnakepitError
 from ..executor import SnakepitExecutor
-from .adapter_words import make_adapter
+from .adapter_words import make_adapter, parse_json
 from .terminal import make_table
 
 __all__ = ("run_commands",)
@@ -26,7 +26,14 @@ ANY_OBJECT = {"type": "object"}
 
 
 def run_commands(
-    console: Console, adapter_text: str, *, handlers: str | None, level: str | None, as_json: bool, as_schema: bool
+    console: Console,
+    adapter_text: str,
+    *,
+    handlers: str | None,
+    start_args: str,
+    level: str | None,
+    as_json: bool,
+    as_schema: bool,
 ) -> int:
     """Start one worker and print what it announces.
 
@@ -34,6 +41,7 @@ def run_commands(
         console: For the table.
         adapter_text: An alias or a command line.
         handlers: Handlers file, or None.
+        start_args: JSON for its start function.
         level: "0" or "1" for a command line, else None.
         as_json: Print the announcement as one JSON object.
         as_schema: Print one JSON Schema a command.
@@ -45,7 +53,7 @@ def run_commands(
         click.UsageError: Bad input; raised here.
     """
     try:
-        adapter = make_adapter(adapter_text, handlers, level)
+        adapter = make_adapter(adapter_text, handlers, level, parse_json(start_args))
         executor = SnakepitExecutor(adapter, 1, name="commands", config=PoolConfig(restart_budget=1))
     except (SnakepitError, OSError) as error:
         return _complain(error)

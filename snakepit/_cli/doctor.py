@@ -46,7 +46,7 @@ PYTHON_PROBE = "import sys; print('%d.%d.%d' % sys.version_info[:3]); print(sys.
 LANGUAGES: dict[str, type[ScriptAdapter]] = {
     adapter.runtime.programs[0]: adapter for adapter in ALIASES.values() if adapter is not PythonAdapter
 }
-OTHERS = {"julia": ("--version",)}
+OTHERS = {"go": ("version",), "julia": ("--version",)}
 """How programs tell their version that can run a bridge of the user's own."""
 DEPENDENCIES = {
     "attrs": "",

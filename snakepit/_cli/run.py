@@ -21,7 +21,7 @@ from .._wire.values import JsonValue
 from ..config import PoolConfig
 from ..errors import CommandTimeout, EncodeError, PoolBroken, SnakepitError, WorkerDied, WorkerStartError
 from ..executor import SnakepitExecutor
-from .adapter_words import make_adapter
+from .adapter_words import make_adapter, parse_json
 
 __all__ = ("run_command",)
 
@@ -36,6 +36,7 @@ def run_command(
     *,
     session: str | None,
     handlers: str | None,
+    start_args: str,
     repeat: int | None,
     timeout_s: float | None,
     workers: int,
@@ -50,6 +51,7 @@ def run_command(
         args_text: JSON, or "-" to read it from stdin.
         session: Session id, or None.
         handlers: Handlers file, or None.
+        start_args: JSON for its start function.
         repeat: Number of calls, >= 1; None: one, without times.
         timeout_s: Seconds a call may run, > 0; None: no limit.
         workers: Pool size and calls at a time, >= 1.
@@ -66,7 +68,7 @@ def run_command(
     if verbose:
         logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(name)s: %(message)s")
     try:
-        adapter = make_adapter(adapter_text, handlers, level)
+        adapter = make_adapter(adapter_text, handlers, level, parse_json(start_args))
         # One failed start is enough: nobody waits here for a worker to recover, nor long after Ctrl-C.
         config = PoolConfig(restart_budget=1, shutdown_grace_s=0.5)
         executor = SnakepitExecutor(adapter, workers, name="run", timeout=timeout_s, config=config)
@@ -89,28 +91,12 @@ def run_command(
 
 
 def parse_args(text: str) -> JsonValue:
-    """Return the JSON value of an argument.
+    """Return the JSON value of an argument, or of what stdin has for "-".
 
     Raises:
         click.UsageError: Not JSON; the message says where; raised here.
     """
-    if text == "-":
-        text = sys.stdin.read()
-    try:
-        value: JsonValue = json.loads(text, parse_constant=_refuse_constant)
-        return value
-    except json.JSONDecodeError as error:
-        line = text.splitlines()[error.lineno - 1] if text.strip() else ""
-        start = max(0, error.colno - 40)
-        pointer = f"\n  {line[start : start + 72]}\n  {' ' * (error.colno - 1 - start)}^" if line else ""
-        where = f"line {error.lineno}, column {error.colno}"
-        raise click.UsageError(f"JSON: {error.msg} at {where} (mind the shell's quotes){pointer}") from None
-    except (ValueError, RecursionError) as error:
-        raise click.UsageError(f"JSON: {error}") from None
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")
+    return parse_json(sys.stdin.read() if text == "-" else text)
 
 
 def _call(

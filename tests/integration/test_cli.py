@@ -339,6 +339,8 @@ def test_run_tells_of_handlers_that_do_not_load(run: Run, tmp_path: Path) -> Non
         (["python", "echo", "[" * 100_000], r"JSON: .*"),
         (["pyhton", "ping"], r"unknown adapter 'pyhton'.*python, javascript, node, .*or a command line"),
         (["", "ping"], r"unknown adapter ''"),
+        (["go", "ping"], r"Go has no adapter: build the program"),
+        (["python", "ping", "--start-args", "{"], r"JSON: .* at line 1, column 2"),
         (["'unclosed", "ping"], r"No closing quotation"),
         (["python", "ping", "--handlers", "none.py"], r"no file 'none.py'"),
         (["python", "ping", "--handlers", "sub/x.txt"], r"no file 'sub/x.txt'"),

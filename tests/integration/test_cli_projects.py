@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -60,6 +62,10 @@ def test_a_new_project_runs_and_passes_its_own_test(
     assert main.stdout
     assert 0 == tests.returncode, tests.stdout
     assert " passed" in tests.stdout
+    for line in re.findall(r"^    snakepit (commands .*)$", (project / "README.md").read_text(), re.MULTILINE):
+        listed = snakepit(project, *shlex.split(line))
+        assert (0, "") == (listed.returncode, listed.stderr)
+        assert "ping" in listed.stdout
 
 
 def test_nothing_is_overwritten(tmp_path: Path) -> None:

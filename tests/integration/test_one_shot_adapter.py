@@ -51,6 +51,16 @@ def test_bytes_in_and_out() -> None:
         assert {"exit_code": 0, "stdout": data, "stderr": b""} == ex.execute("run", {"input": data})
 
 
+def test_output_that_is_no_text_is_refused() -> None:
+    """Nothing is replaced silently: the error says how to get bytes; stderr is for people and may be odd."""
+    code = "import sys; stream = getattr(sys, sys.argv[1]).buffer; stream.write(bytes([137, 80, 255]))"
+    with one_shot(code, "{name}") as ex:
+        error = ex.submit("run", {"name": "stdout"}).exception(LIMIT_S)
+        assert isinstance(error, CommandError)
+        assert ("NoText", True) == (error.type, "encoding=None" in str(error))
+        assert {"exit_code": 0, "stdout": "", "stderr": "\ufffdP\ufffd"} == ex.execute("run", {"name": "stderr"})
+
+
 def test_a_failure_is_a_result_or_with_check_an_error() -> None:
     """The exit status is told, a signal as a negative number; check=True makes it a CommandError."""
     fail = "import sys; print('out'); sys.exit('no such page')"
