@@ -66,9 +66,15 @@ if has npm && [ ! -d build/examples-node/node_modules/marked ]; then
         echo "install_runtimes: installing marked failed" >&2
 fi
 if [ ! -x build/examples-venv/ready ]; then
+    # The oldest Python that workers may have, else that of the tests.
     python=python3
-    if [ -x .venv/bin/python ]; then python=.venv/bin/python; fi
-    if $python -m venv build/examples-venv &&
+    for candidate in python3.8 "${PYENV_ROOT:-$HOME/.pyenv}"/versions/3.8.*/bin/python .venv/bin/python; do
+        if "$candidate" -c 'import ensurepip, venv' 2>/dev/null; then
+            python=$candidate
+            break
+        fi
+    done
+    if "$python" -m venv build/examples-venv &&
         build/examples-venv/bin/python -m pip install --disable-pip-version-check --quiet 'numpy<2' </dev/null; then
         ln -sf bin/python build/examples-venv/ready
     else

@@ -1,6 +1,7 @@
 """The worker of ``LineAdapter``: a program that answers one line for each line, as the command ``line``."""
 
 import json
+import math
 import os
 import select
 import subprocess
@@ -8,13 +9,15 @@ import sys
 import threading
 from time import monotonic
 
-from snakepit_bridge import command, end_worker, on_start
+from snakepit_bridge import command, context, end_worker, on_start
 
 READ_BYTES = 1 << 16
 TAIL_BYTES = 80
 """How much of unexpected output an error shows."""
 GIVEN_UP = 70
 """Exit status; EX_SOFTWARE of sysexits.h."""
+PART_OF_DEADLINE = 0.9
+"""How much of a call's time the first answer may take: the advice has to come before the host ends the worker."""
 
 _program = None
 
@@ -36,7 +39,7 @@ class Program:
         self._encoding = encoding
         self._awaited = "line" if prompt is None else "prompt %r" % prompt
         # Only until the program has shown that its answers come at once; after that it may think as long as it likes.
-        self._patience_s = first_line_s
+        self._patience_s = math.inf if first_line_s is None else first_line_s
         self._process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
         self._stdin, self._stdout = self._process.stdin.fileno(), self._process.stdout.fileno()
         os.set_blocking(self._stdin, False)
@@ -44,7 +47,7 @@ class Program:
         self._received = b""
         self._is_ready = prompt is None
         if prompt is not None:
-            self._exchange(b"")
+            self._exchange(b"", self._patience_s)
             self._is_ready = True
         threading.Thread(target=self._watch, name="snakepit-program", daemon=True).start()
 
@@ -55,7 +58,10 @@ class Program:
     def ask(self, line):
         """Return the program's answer to a line, without delimiter or prompt."""
         self._refuse_unexpected()
-        return self._exchange(line.encode(self._encoding) + self._delimiter).decode(self._encoding)
+        limit_s, left_s = self._patience_s, context().deadline_s
+        if limit_s < math.inf and left_s is not None:
+            limit_s = min(limit_s, left_s * PART_OF_DEADLINE)
+        return self._exchange(line.encode(self._encoding) + self._delimiter, limit_s).decode(self._encoding)
 
     def _refuse_unexpected(self):
         try:
@@ -67,10 +73,10 @@ class Program:
             self._give_up("%s wrote %r, which no line had asked for: one line has to answer each" % (self._name, shown))
         self._leave()
 
-    def _exchange(self, data):
+    def _exchange(self, data, limit_s):
         """Write a line, reading meanwhile, so that neither side waits for the other; return the answer."""
         view = memoryview(data)
-        until = None if self._patience_s is None else monotonic() + self._patience_s
+        until = monotonic() + limit_s
         search_from = 0
         poll = select.poll()
         poll.register(self._stdout, select.POLLIN)
@@ -80,12 +86,12 @@ class Program:
             found = self._received.find(self._end, search_from)
             if found >= 0 and not view:
                 answer, self._received = self._received[:found], self._received[found + len(self._end) :]
-                self._patience_s = None
+                self._patience_s = math.inf
                 return answer
             search_from = max(0, len(self._received) - len(self._end) + 1)
-            ready = poll.poll(None if until is None else max(0, until - monotonic()) * 1000)
+            ready = poll.poll(None if until == math.inf else max(0, until - monotonic()) * 1000)
             if not ready:
-                self._end_patience()
+                self._end_patience(limit_s)
             for fd, _ in ready:
                 if fd == self._stdin:
                     view = self._write(view)
@@ -108,12 +114,12 @@ class Program:
             self._leave()
         self._received += piece
 
-    def _end_patience(self):
+    def _end_patience(self, limit_s):
         seen = " (it wrote %r)" % self._received[:TAIL_BYTES] if self._received else ""
         self._give_up(
-            "no %s from %s within %g s%s; a program that buffers its output answers too late: use its unbuffered mode"
+            "no %s from %s within %.3g s%s; a program that buffers its output answers too late: use its unbuffered mode"
             " (jq --unbuffered, sed -u, grep --line-buffered) or run it through stdbuf -oL"
-            % (self._awaited, self._name, self._patience_s, seen)
+            % (self._awaited, self._name, limit_s, seen)
         )
 
     def _give_up(self, reason):

@@ -147,6 +147,4 @@ def _check_common(adapter: Adapter) -> None:
     check_options(kind, adapter)
     _, attachments = encode_value(adapter.start_args, "/start_args")
     if attachments:
-        raise EncodeError(
-            f"{kind}: {attachments[0][0]}: bytes cannot be sent at the start; encode them as text"
-        )
+        raise EncodeError(f"{kind}: {attachments[0][0]}: bytes cannot be sent at the start; encode them as text")

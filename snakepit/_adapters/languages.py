@@ -40,7 +40,7 @@ class PythonAdapter(ScriptAdapter):
         TypeError, ValueError: A bad parameter; raised here.
     """
 
-    runtime = Runtime("Python", ("python3",), (3, 8), {"apt": "python3", "brew": "python"}, ("-V",))
+    runtime = Runtime("Python", ("python3",), (3, 8), {"apt": "python3", "brew": "python"}, ("-V",), "python")
     bridge = "python/snakepit_bridge.py"
     suffixes = (".py",)
 
@@ -83,7 +83,7 @@ class JavaScriptAdapter(ScriptAdapter):
         TypeError, ValueError: A bad parameter; raised here.
     """
 
-    runtime = Runtime("Node", ("node", "nodejs"), (16,), {"apt": "nodejs", "brew": "node"})
+    runtime = Runtime("Node", ("node", "nodejs"), (16,), {"apt": "nodejs", "brew": "node"}, signature=r"\Av\d|node")
     bridge = "javascript/snakepit_bridge.js"
     suffixes = (".js", ".cjs", ".mjs")
 
@@ -102,7 +102,7 @@ class JavaScriptAdapter(ScriptAdapter):
 class RubyAdapter(ScriptAdapter):
     """Ruby workers, 2.7 or newer; parameters as in ``ScriptAdapter``, ``handlers`` is a ``.rb`` file."""
 
-    runtime = Runtime("Ruby", ("ruby",), (2, 7), {"apt": "ruby", "brew": "ruby"})
+    runtime = Runtime("Ruby", ("ruby",), (2, 7), {"apt": "ruby", "brew": "ruby"}, signature="ruby")
     bridge = "ruby/snakepit_bridge.rb"
     suffixes = (".rb",)
 
@@ -110,7 +110,9 @@ class RubyAdapter(ScriptAdapter):
 class RAdapter(ScriptAdapter):
     """R workers, 4.0 or newer with jsonlite; parameters as in ``ScriptAdapter``, ``handlers`` is a ``.R`` file."""
 
-    runtime = Runtime("R", ("Rscript",), (4, 0), {"apt": "r-base-core r-cran-jsonlite", "brew": "r"})
+    runtime = Runtime(
+        "R", ("Rscript",), (4, 0), {"apt": "r-base-core r-cran-jsonlite", "brew": "r"}, signature=r"\bR\b"
+    )
     bridge = "r/snakepit_bridge.R"
     suffixes = (".R", ".r")
     default_program_args = ("--vanilla",)
@@ -119,7 +121,7 @@ class RAdapter(ScriptAdapter):
 class PerlAdapter(ScriptAdapter):
     """Perl workers, 5.26 or newer; parameters as in ``ScriptAdapter``, ``handlers`` is a ``.pl`` file."""
 
-    runtime = Runtime("Perl", ("perl",), (5, 26), {"apt": "perl", "brew": "perl"}, ("-e", "print substr $^V, 1"))
+    runtime = Runtime("Perl", ("perl",), (5, 26), {"apt": "perl", "brew": "perl"}, ("-e", "print qq(perl $^V)"), "perl")
     bridge = "perl/snakepit_bridge.pl"
     suffixes = (".pl", ".pm")
 
@@ -127,7 +129,7 @@ class PerlAdapter(ScriptAdapter):
 class PHPAdapter(ScriptAdapter):
     """PHP workers, 8.0 or newer; parameters as in ``ScriptAdapter``, ``handlers`` is a ``.php`` file."""
 
-    runtime = Runtime("PHP", ("php",), (8, 0), {"apt": "php-cli", "brew": "php"})
+    runtime = Runtime("PHP", ("php",), (8, 0), {"apt": "php-cli", "brew": "php"}, signature="php")
     bridge = "php/snakepit_bridge.php"
     suffixes = (".php",)
     # Options, so that those of the user come later and win.
@@ -141,7 +143,7 @@ class LuaAdapter(ScriptAdapter):
     both and becomes Lua.
     """
 
-    runtime = Runtime("Lua", ("lua5.4", "lua5.3", "lua"), (5, 3), {"apt": "lua5.4", "brew": "lua"}, ("-v",))
+    runtime = Runtime("Lua", ("lua5.4", "lua5.3", "lua"), (5, 3), {"apt": "lua5.4", "brew": "lua"}, ("-v",), "lua")
     bridge = "lua/snakepit_bridge.lua"
     suffixes = (".lua",)
 

@@ -63,7 +63,8 @@ class LineAdapter(_ProgramAdapter):
         prompt: What a program with a prompt prints when it is ready, e.g. ``">>> "``: an answer then ends there and
             may have many lines, and the worker is ready at the first prompt.
         first_line_s: Seconds that the first answer of a process may take before the program is ended, with advice
-            about buffers; None: no limit.  Later answers have no limit but ``timeout``.
+            about buffers, but no more than 0.9 of the call's ``timeout``; None: no limit but ``timeout``, which is
+            the only one of later answers.
         output: "log" or "inherit", for the program's stderr.
         options: See ``WorkerOptions``.
 

@@ -32,6 +32,7 @@ class Runtime:
         minimum: The oldest version that runs the bridge, e.g. ``(2, 7)``.
         install: Package names by package manager, e.g. ``{"apt": "ruby", "brew": "ruby"}``.
         version_args: With them the program prints its version.
+        signature: Pattern, in any case, of what only this language's programs print with their version; None: not told.
     """
 
     language: str
@@ -39,6 +40,7 @@ class Runtime:
     minimum: tuple[int, ...]
     install: Mapping[str, str]
     version_args: tuple[str, ...] = ("--version",)
+    signature: str | None = None
 
 
 def find_runtime(
@@ -59,7 +61,7 @@ def find_runtime(
         variables: The worker's; the PATH among them is the one that counts.
 
     Raises:
-        WorkerStartError: There is none, or it is too old; raised here.
+        WorkerStartError: There is none, it is too old, or it is another language's; raised here.
     """
     if program is not None:
         path = find_executable(program, kind, cwd=cwd, variables=variables)
@@ -74,28 +76,37 @@ def find_runtime(
                 f" ({variables.get('PATH', os.defpath)}); install it ({how}) or give the path of the program",
                 argv=runtime.programs[:1],
             )
-    version = _version_of(path, runtime.version_args)
-    if version is not None and version[: len(runtime.minimum)] < runtime.minimum:
+    told = _version_text(path, runtime.version_args)
+    number = re.search(r"(?<![\w.])v?(\d+(?:\.\d+)*)", told)
+    if number is None:
+        return path  # its start will say what is wrong
+    if runtime.signature is not None and not re.search(runtime.signature, told, re.IGNORECASE):
+        raise WorkerStartError(
+            f"{kind}: {path!r} is not {runtime.language}: asked for its version it said"
+            f" {told.strip().splitlines()[0]!r:.100}",
+            argv=(path,),
+        )
+    version = tuple(map(int, number[1].split(".")))
+    if version[: len(runtime.minimum)] < runtime.minimum:
         wanted = ".".join(map(str, runtime.minimum))
         raise WorkerStartError(
-            f"{kind}: {path!r} is {runtime.language} {'.'.join(map(str, version))}, which is too old;"
-            f" {wanted} or newer is needed",
+            f"{kind}: {path!r} is {runtime.language} {number[1]}, which is too old; {wanted} or newer is needed",
             argv=(path,),
         )
     return path
 
 
-def _version_of(path: str, arguments: tuple[str, ...]) -> tuple[int, ...] | None:
-    """Return the version that a program tells, or None if it tells none: then its start will say what is wrong."""
+def _version_text(path: str, arguments: tuple[str, ...]) -> str:
+    """Return what a program tells of its version, or "" if it tells nothing."""
     try:
         status = os.stat(path)
     except OSError:
-        return None
+        return ""
     return _ask_version(path, arguments, status.st_mtime_ns)
 
 
 @lru_cache(maxsize=64)
-def _ask_version(path: str, arguments: tuple[str, ...], modified_ns: int) -> tuple[int, ...] | None:
+def _ask_version(path: str, arguments: tuple[str, ...], modified_ns: int) -> str:
     """Return what a program answers; ``modified_ns`` makes a replaced program another one."""
     try:
         done = subprocess.run(
@@ -106,8 +117,7 @@ def _ask_version(path: str, arguments: tuple[str, ...], modified_ns: int) -> tup
             check=False,
         )
     except (OSError, subprocess.TimeoutExpired):
-        return None
-    number = re.search(rb"(?<![\w.])v?(\d+(?:\.\d+)*)", done.stdout + b"\n" + done.stderr)
-    if done.returncode != 0 or number is None:
-        return None
-    return tuple(int(part) for part in number[1].split(b"."))
+        return ""
+    if done.returncode != 0:
+        return ""
+    return (done.stdout + b"\n" + done.stderr).decode("utf-8", "replace")

@@ -80,9 +80,7 @@ class ScriptAdapter(Adapter):
         Raises:
             WorkerStartError: There is none, or it is too old; raised here.
         """
-        return find_runtime(
-            self.runtime, type(self).__name__, self._program, cwd=self.cwd, variables=self._variables()
-        )
+        return find_runtime(self.runtime, type(self).__name__, self._program, cwd=self.cwd, variables=self._variables())
 
     def program_args(self) -> Sequence[str]:
         """Return the arguments of the runtime."""

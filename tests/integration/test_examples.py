@@ -90,8 +90,11 @@ def test_another_numpy() -> None:
 
     host, *workers = run("python", str(ENVIRONMENT))
 
-    assert re.fullmatch(r"worker: numpy 1\.\d+\.\d+, mean 2\.33, area 4\.5", workers[0])
-    assert workers[0].split(",")[0].removeprefix("worker: ") != host.removeprefix("host: ")
+    told = re.fullmatch(r"worker: Python (3\.\d+)\.\d+, (numpy 1\.\d+\.\d+): mean 2\.33, area 4\.5", workers[0])
+    assert told is not None, workers[0]
+    (library,) = ENVIRONMENT.glob("lib/python*")
+    assert f"python{told[1]}" == library.name
+    assert not host.endswith(told[2])
 
 
 def test_a_report_in_ruby(require_runtime: Callable[[str], str]) -> None:

@@ -107,11 +107,24 @@ def test_a_runtime_that_is_too_old(project: Project, tmp_path: Path) -> None:
     """The version found and the one needed are named."""
     kind = project.language.adapter
     old = tmp_path / "old"
-    old.write_text("#!/bin/sh\necho version 1.2.3\n")
+    old.write_text(f"#!/bin/sh\necho {kind.runtime.language} version 1.2.3\n")
     old.chmod(0o755)
 
     with pytest.raises(WorkerStartError, match=r"1\.2\.3, which is too old; \d+(\.\d+)? or newer is needed"):
         SnakepitExecutor(kind(program=old))
+
+
+def test_a_runtime_of_another_language(project: Project, tmp_path: Path) -> None:
+    """What the program said of itself is shown."""
+    kind = project.language.adapter
+    other = tmp_path / "other"
+    other.write_text("#!/bin/sh\necho cobc 99.1\n")
+    other.chmod(0o755)
+
+    with pytest.raises(
+        WorkerStartError, match=rf"other' is not {kind.runtime.language}: asked for its version it said 'cobc 99\.1'"
+    ):
+        SnakepitExecutor(kind(program=other))
 
 
 def test_a_handlers_file_that_is_missing(project: Project, tmp_path: Path) -> None:

@@ -152,6 +152,24 @@ def test_a_program_that_buffers_is_diagnosed() -> None:
             assert "stdbuf -oL" in str(error)
 
 
+def test_the_advice_comes_before_a_shorter_time_out() -> None:
+    """A call whose time-out is below ``first_line_s`` fails with the advice too, not with a bare time-out."""
+    adapter = LineAdapter(["sed", "s/a/b/"], first_line_s=60)
+    with SnakepitExecutor(adapter, 1, config=config()) as ex:
+        error = ex.submit("line", "a", timeout=2).exception(LIMIT_S)
+
+    assert isinstance(error, WorkerDied)
+    assert "no line from sed within 1." in str(error)
+
+
+def test_without_a_limit_only_the_time_out_counts(pool: Callable[..., SnakepitExecutor], gate: Gate) -> None:
+    """With ``first_line_s=None`` nothing is said of buffers."""
+    with pool(first_line_s=None) as ex:
+        ex.wait_ready(timeout=LIMIT_S)
+        future = ex.submit("line", f"hold {gate.path}", timeout=0.3)
+        assert isinstance(future.exception(LIMIT_S), CommandTimeout)
+
+
 def test_a_program_with_half_a_line_is_diagnosed(pool: Callable[..., SnakepitExecutor]) -> None:
     """What it wrote without an end of line is shown."""
     with pool(first_line_s=0.5) as ex:
