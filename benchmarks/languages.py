@@ -33,6 +33,7 @@ from snakepit import (
     RubyAdapter,
     SnakepitExecutor,
 )
+from snakepit._pool.launch import Launcher
 from snakepit.adapters import Adapter, LuaAdapter
 from snakepit.errors import WorkerStartError
 
@@ -114,6 +115,11 @@ LANGUAGES: dict[str, Callable[[], Language]] = {
     "Lua": lua,
     "Go": go,
 }
+
+
+def command_line(adapter: Adapter) -> tuple[str, ...]:
+    """Return what the pool starts for a worker."""
+    return Launcher(adapter, "benchmark").imported(adapter.argv())
 
 
 def installed() -> tuple[dict[str, Language], list[str]]:
@@ -219,7 +225,7 @@ def main() -> None:
     absent = f"; {', '.join(missing)} not installed" if missing else ""
     sample = f"{given.rounds} interleaved rounds of {given.calls} sequential calls and {given.flood} at once{absent}"
     report = Report("languages", sample, given)
-    commands = {name: language.adapter.argv() for name, language in found.items()}
+    commands = {name: command_line(language.adapter) for name, language in found.items()}
     runtimes = {name: handshake(argv)[1]["runtime"] for name, argv in commands.items()}
     starts: dict[str, Callable[[], float]] = {}
     for name, language in found.items():

@@ -78,7 +78,7 @@ class Launcher:
                 self._first_pickles[described.worker_id], pass_fds = self._preparation.build(cwd)
                 release = self._preparation.release
             spec = SpawnSpec(
-                self._imported(argv),
+                self.imported(argv),
                 env,
                 cwd,
                 adapter.level,
@@ -91,7 +91,7 @@ class Launcher:
 
         return make
 
-    def _imported(self, argv: tuple[str, ...]) -> tuple[str, ...]:
+    def imported(self, argv: tuple[str, ...]) -> tuple[str, ...]:
         """Return the command line that does what ``argv`` does, with the Python bridge imported and not run."""
         for place in range(1, len(argv)):
             if argv[place - 1 : place + 1] == self._script:
