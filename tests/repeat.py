@@ -42,6 +42,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--ordered", type=int, default=20, help="runs in the suites' own order")
     parser.add_argument("--random", type=int, default=5, help="runs in a random order")
+    parser.add_argument("--first", type=int, default=1, help="number of the run to go on with, of the same seed")
     parser.add_argument("--jobs", type=int, default=max(1, (os.cpu_count() or 2) // 2), help="runs side by side")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(1 << 32))
     parser.add_argument("--out", type=Path, default=Path("build/repeat"), help="folder for the logs")
@@ -49,17 +50,18 @@ def main() -> int:
     options.out.mkdir(parents=True, exist_ok=True)
     seeds = random.Random(options.seed)
     orders = [None] * options.ordered + [seeds.randrange(1 << 32) for _ in range(options.random)]
-    print(f"seed {options.seed}, {len(orders)} runs, {options.jobs} side by side, logs in {options.out}", flush=True)
+    numbered = list(enumerate(orders, 1))[options.first - 1 :]
+    print(f"seed {options.seed}, {len(numbered)} runs, {options.jobs} side by side, logs in {options.out}", flush=True)
     failures: Counter[str] = Counter()
     bad = 0
     with ThreadPoolExecutor(options.jobs) as threads:
-        runs = threads.map(lambda item: run(item[0], item[1], options.out, arguments), enumerate(orders, 1))
-        for number, (seed, (status, failed, last, took_s)) in enumerate(zip(orders, runs, strict=True), 1):
+        runs = threads.map(lambda item: run(item[0], item[1], options.out, arguments), numbered)
+        for (number, seed), (status, failed, last, took_s) in zip(numbered, runs, strict=True):
             order = "own order" if seed is None else f"random order {seed}"
             print(f"run {number:2} ({order}): exit {status}, {took_s:.0f} s, {last}", flush=True)
             failures.update(failed)
             bad += status != 0
-    print(f"\n{len(orders)} runs, {bad} with a failure")
+    print(f"\n{len(numbered)} runs, {bad} with a failure")
     for name, count in failures.most_common():
         print(f"{count:4} x {name}")
     return 1 if bad else 0
