@@ -41,6 +41,7 @@ class Board:
 
     Attributes:
         now: Time of the event that is being handled, monotonic seconds.
+        looked_at: When the pipes were looked at for the last time but this: whatever is read now came later.
         horizon: The last seq accepted when that event was taken up.
         queue: Requests that wait for no worker in particular.
         ahead: Requests sent ahead of time to all workers together.
@@ -57,6 +58,7 @@ class Board:
         self.rng = rng
         self.state = PoolState.OPEN
         self.now = 0.0
+        self.looked_at = 0.0
         self.horizon = 0
         self.tally = Tally()
         self.queue = Queue(self.tally)

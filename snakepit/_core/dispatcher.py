@@ -302,6 +302,10 @@ class Dispatcher:
             assert oldest.started_at is not None
             items = count if oldest.answers is None else oldest.weight
             self._estimate(worker, (board.now - oldest.started_at) / items)
+            if count == len(worker.sent) and oldest.sent_at >= board.looked_at:
+                # All of it was sent and answered between two looks, for most of which the worker may have waited:
+                # it is tried with twice as much, as TCP does in its slow start (RFC 5681).
+                worker.service_s = min(worker.service_s or 0.0, AHEAD_S / (2 * count))
         for _ in range(count):
             request = worker.sent.popleft()
             if request.kind is RequestKind.USER:

@@ -99,6 +99,7 @@ class Manager:
         self._undone: Iterator[m.Action] = iter(())
         # Only events move it, so what a turn finds at its end holds until the next one.
         self._deadline: float | None = None
+        self._looked_at = 0.0
         self._closed = False
         self._settler = Settler(adapter, ledger, config, name, self._answers.append)
         self.lender = Lender(ledger, inbox, self._links.pause)
@@ -212,6 +213,7 @@ class Manager:
             deadline = self._deadline
             timeout_s = None if deadline is None else max(0.0, deadline - monotonic_s())
         ready = self._links.poll(timeout_s)
+        self._scheduler.board.looked_at, self._looked_at = self._looked_at, monotonic_s()
         # RACE: 1. a request is posted, 2. the manager takes up what was posted, 3. a caller finds nothing posted, and
         # sends its own.  Nobody has a loan by then, so that it cannot overtake
         # (tests/integration/test_direct.py::test_nobody_overtakes_what_the_manager_has_taken_up).

@@ -304,7 +304,7 @@ class Bench:
         while (deadline := self.scheduler.next_deadline()) is not None and deadline <= until:
             self.now = max(self.now, deadline)
             self.pass_deadlines()
-        self.now = until
+        self.now = self.scheduler.board.looked_at = until
 
     def pass_deadlines(self) -> None:
         """Read the pipes and hand over ``DeadlinePassed``, until no deadline is due."""

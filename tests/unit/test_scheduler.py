@@ -369,6 +369,35 @@ def test_ahead_follows_the_service_time() -> None:
     assert 1 == len(bench.sent())
 
 
+def test_what_is_answered_between_two_looks_is_doubled() -> None:
+    """A worker that may have waited for the host gets twice as much ahead, however long the host's turn was."""
+    bench = Bench(1, can_claim=True).up()
+    for number in range(200):
+        bench.submit(f"r{number}")
+    sent = []
+    for _ in range(9):
+        sent.append(len(bench.sent()))
+        bench.now += 1.0  # a turn in which the host does not look at the pipe
+        for _ in range(sent[-1]):
+            bench[0].work()
+        bench.read(bench[0], most=sent[-1])
+        bench.scheduler.board.looked_at = bench.now
+
+    assert [1, 2, 4, 8, 16, 32, MAX_AHEAD] == sent[:7]
+
+
+def test_what_was_unanswered_at_a_look_is_not_doubled() -> None:
+    """A worker that is known to have worked all the time gets no more than a few milliseconds of it."""
+    bench = Bench(1, can_claim=True).up()
+    for number in range(20):
+        bench.submit(f"r{number}")
+    for _ in range(5):
+        bench.advance(0.02)
+        bench.reply()
+
+        assert 1 == len(bench.sent())
+
+
 @pytest.mark.parametrize(
     "options",
     [
