@@ -1137,6 +1137,63 @@ final class Fit {
         return type instanceof WildcardType;
     }
 
+    /** The JSON Schema of the values that become this type. */
+    static Map<String, Object> schema(Type type) {
+        if (type instanceof ParameterizedType of) {
+            Type[] inner = of.getActualTypeArguments();
+            Map<String, Object> content = schema(inner[inner.length - 1]);
+            if (of.getRawType() == Optional.class) return content;
+            boolean isMap = of.getRawType() == Map.class;
+            return orNull(isMap ? holder("object", "additionalProperties", content) : array(content));
+        }
+        if (type instanceof GenericArrayType array) return orNull(array(schema(array.getGenericComponentType())));
+        if (!(type instanceof Class<?> known)) return Map.of();
+        if (known == byte[].class) return Map.of("description", "bytes"); // JSON Schema has no word for them
+        Map<String, Object> schema = known.isArray() ? array(schema(known.getComponentType())) : simple(known);
+        return known.isPrimitive() ? schema : orNull(schema);
+    }
+
+    private static Map<String, Object> simple(Class<?> type) {
+        return switch (type.getSimpleName()) {
+            case "boolean", "Boolean" -> Map.of("type", "boolean");
+            case "byte", "Byte" -> range("integer", "minimum", Byte.MIN_VALUE, "maximum", Byte.MAX_VALUE);
+            case "short", "Short" -> range("integer", "minimum", Short.MIN_VALUE, "maximum", Short.MAX_VALUE);
+            case "int", "Integer" -> range("integer", "minimum", Integer.MIN_VALUE, "maximum", Integer.MAX_VALUE);
+            case "long", "Long" -> range("integer", "minimum", Long.MIN_VALUE, "maximum", Long.MAX_VALUE);
+            case "BigInteger" -> Map.of("type", "integer");
+            case "float", "Float" -> {
+                double limit = 0x1.ffffffp127; // the least that is rounded to infinity
+                yield range("number", "exclusiveMinimum", -limit, "exclusiveMaximum", limit);
+            }
+            case "double", "Double", "BigDecimal", "Number" -> Map.of("type", "number");
+            case "String" -> Map.of("type", "string");
+            case "List" -> Map.of("type", "array");
+            case "Map" -> Map.of("type", "object");
+            default -> Map.of();
+        };
+    }
+
+    private static Map<String, Object> range(String type, String lower, Number least, String upper, Number most) {
+        Map<String, Object> schema = holder(type, lower, least);
+        schema.put(upper, most);
+        return schema;
+    }
+
+    private static Map<String, Object> array(Map<String, Object> items) {
+        return holder("array", "items", items);
+    }
+
+    private static Map<String, Object> holder(String type, String key, Object value) {
+        Map<String, Object> schema = new LinkedHashMap<>();
+        schema.put("type", type);
+        schema.put(key, value);
+        return schema;
+    }
+
+    private static Map<String, Object> orNull(Map<String, Object> schema) {
+        return schema.containsKey("type") ? Map.of("anyOf", List.of(schema, Map.of("type", "null"))) : schema;
+    }
+
     static Object convert(Object value, Type type) {
         if (type instanceof Class<?> known) return toClass(value, known);
         if (type instanceof ParameterizedType of) {
@@ -1232,10 +1289,12 @@ abstract class Handler {
     final String name;
     final String doc;
     final String[] params; // what the handshake tells
+    final Map<?, ?> schema; // of an object of arguments; null where it may be any
 
-    Handler(String name, String doc, String... params) {
+    Handler(String name, String doc, Map<?, ?> schema, String... params) {
         this.name = name;
         this.doc = doc;
+        this.schema = schema;
         this.params = params;
     }
 
@@ -1264,8 +1323,9 @@ final class MethodHandler extends Handler {
             String methodName,
             boolean isStatic,
             String[] types,
-            String[] params) {
-        super(name, doc, params);
+            String[] params,
+            Map<?, ?> schema) {
+        super(name, doc, schema, params);
         this.registry = registry;
         this.className = className;
         this.methodName = methodName;
@@ -1279,6 +1339,8 @@ final class MethodHandler extends Handler {
         String[] typeNames = new String[types.length];
         for (int i = 0; i < types.length; i++) typeNames[i] = types[i].getName();
         List<String> params = new ArrayList<>();
+        List<String> required = new ArrayList<>();
+        Map<String, Object> properties = new LinkedHashMap<>();
         boolean takesAll = takesAll(method);
         for (Parameter parameter : method.getParameters()) {
             if (parameter.getType() == SnakepitBridge.Context.class || takesAll) continue;
@@ -1286,16 +1348,32 @@ final class MethodHandler extends Handler {
                 String advice = ": compile it with -parameters, or take (Map<String, Object> args, Context ctx)";
                 throw new IllegalArgumentException(place(method) + advice);
             }
-            if (!Fit.isKnown(parameter.getParameterizedType())) {
-                String type = parameter.getParameterizedType().getTypeName();
-                String what = place(method) + ": parameter '" + parameter.getName() + "' is " + type;
+            Type type = parameter.getParameterizedType();
+            if (!Fit.isKnown(type)) {
+                String what = place(method) + ": parameter '" + parameter.getName() + "' is " + type.getTypeName();
                 throw new IllegalArgumentException(what + ", which no JSON value becomes");
             }
             params.add(parameter.getName());
+            properties.put(parameter.getName(), Fit.schema(type));
+            if (!isOptional(type)) required.add(parameter.getName());
         }
+        Map<String, Object> schema = new LinkedHashMap<>();
+        schema.put("type", "object");
+        schema.put("properties", properties);
+        schema.put("required", required);
+        schema.put("additionalProperties", false);
         boolean isStatic = Modifier.isStatic(method.getModifiers());
         String[] names = params.toArray(new String[0]);
-        return new MethodHandler(registry, name, doc, className, method.getName(), isStatic, typeNames, names);
+        return new MethodHandler(
+                registry,
+                name,
+                doc,
+                className,
+                method.getName(),
+                isStatic,
+                typeNames,
+                names,
+                takesAll ? null : schema);
     }
 
     static String place(Method method) {
@@ -1308,7 +1386,7 @@ final class MethodHandler extends Handler {
 
     /** What the index keeps of it; read at every start, so it is short. */
     Object[] entry() {
-        return new Object[] {name, doc, className, methodName, isStatic, typeNames, params};
+        return new Object[] {name, doc, className, methodName, isStatic, typeNames, params, schema};
     }
 
     static MethodHandler of(Registry registry, List<?> entry) {
@@ -1320,7 +1398,8 @@ final class MethodHandler extends Handler {
                 (String) entry.get(3),
                 (Boolean) entry.get(4),
                 ((List<?>) entry.get(5)).toArray(new String[0]),
-                ((List<?>) entry.get(6)).toArray(new String[0]));
+                ((List<?>) entry.get(6)).toArray(new String[0]),
+                (Map<?, ?>) entry.get(7));
     }
 
     /** Its only parameter besides the context is called `args`: it takes everything as it was sent. */
@@ -1702,7 +1781,7 @@ final class BuiltIn extends Handler {
     private final Worker worker;
 
     private BuiltIn(Worker worker, String name, String doc, String... params) {
-        super(name, doc, params);
+        super(name, doc, null, params);
         this.worker = worker;
     }
 
@@ -2090,8 +2169,11 @@ final class Worker {
         count++;
         @SuppressWarnings("unchecked")
         Map<String, Object> result = (Map<String, Object>) ((BuiltIn) registry.commands.get("ping")).call(args, null);
-        result.put("protocol", handshake());
-        reply(id, -1, result);
+        result.put("protocol", handshake(true));
+        if (attempt(id, -1, result) > 0) { // better a start without descriptions than none
+            result.put("protocol", handshake(false));
+            reply(id, -1, result);
+        }
         logAgreed = agreed.contains("log");
         return -1;
     }
@@ -2113,12 +2195,13 @@ final class Worker {
         return true;
     }
 
-    private Map<String, Object> handshake() {
+    private Map<String, Object> handshake(boolean fully) {
         Map<String, Object> commands = new LinkedHashMap<>();
         for (Handler handler : registry.commands.values()) {
             Map<String, Object> entry = new LinkedHashMap<>();
             entry.put("params", handler.params);
-            entry.put("doc", handler.doc);
+            entry.put("doc", fully ? handler.doc : "");
+            if (fully && handler.schema != null) entry.put("schema", handler.schema);
             commands.put(handler.name, entry);
         }
         Map<String, Object> reply = new LinkedHashMap<>();
@@ -2175,6 +2258,15 @@ final class Worker {
     }
 
     private void reply(long id, int index, Object result) {
+        int size = attempt(id, index, result);
+        if (size == 0) return;
+        String limit = "; the limit is " + input.maxFrame + " (max_frame)";
+        String message = "the encoded reply has " + size + " bytes" + limit;
+        replyError(id, index, new Refusal("too_large", "ResultTooLarge", message));
+    }
+
+    /** Reply unless that is too large; returns the size then, else 0. */
+    private int attempt(long id, int index, Object result) {
         List<byte[]> attachments = agreed.contains("attachments") ? new ArrayList<>(0) : null;
         List<String> paths = new ArrayList<>(0);
         int at = held.open();
@@ -2195,18 +2287,19 @@ final class Worker {
             String message = "result: reading it raised " + Errors.type(error) + ": " + Errors.text(error);
             Refusal unreadable = new Refusal("encode_error", "EncodeError", message);
             replyError(id, index, error instanceof Refusal ? error : unreadable);
-            return;
+            return 0;
         }
         int size = held.close(at);
         if (size > input.maxFrame) {
             held.size = at;
-            String limit = "; the limit is " + input.maxFrame + " (max_frame)";
-            String message = "the encoded reply has " + size + " bytes" + limit;
-            replyError(id, index, new Refusal("too_large", "ResultTooLarge", message));
-        } else if (!paths.isEmpty()) {
+            return size;
+        }
+        if (paths.isEmpty()) sent(index);
+        else {
             output.write(held, attachments, input.maxFrame);
             held.clear();
-        } else sent(index);
+        }
+        return 0;
     }
 
     /** A reply is complete: it leaves now, or with the others of its batch. */
