@@ -799,6 +799,12 @@ final class Text {
         return this;
     }
 
+    private void raw(Encoded text) {
+        room(text.size());
+        System.arraycopy(text.bytes(), text.from(), bytes, size, text.size());
+        size += text.size();
+    }
+
     Text integer(long value) {
         return ascii(Long.toString(value));
     }
@@ -839,6 +845,7 @@ final class Text {
         else if (value instanceof BigInteger || value instanceof Short || value instanceof Byte) ascii(value + "");
         else if (value instanceof byte[] data) attach(data);
         else if (value.getClass().isArray()) array(value);
+        else if (value instanceof Encoded known) raw(known);
         else {
             String type = value.getClass().getTypeName();
             throw refused(type + " is not JSON; return a Map, a List, an array, text, a number or a boolean");
@@ -995,6 +1002,14 @@ final class Text {
             }
         }
         return refused("nested deeper than " + MAX_DEPTH + " levels");
+    }
+}
+
+/** A piece of JSON text that is written as it is. */
+record Encoded(byte[] bytes, int from, int size) {
+    static Encoded of(Object value) {
+        Text text = new Text(256).plain(value);
+        return new Encoded(text.bytes, 0, text.size);
     }
 }
 
@@ -1289,9 +1304,9 @@ abstract class Handler {
     final String name;
     final String doc;
     final String[] params; // what the handshake tells
-    final Map<?, ?> schema; // of an object of arguments; null where it may be any
+    final Encoded schema; // of an object of arguments; null where it may be any
 
-    Handler(String name, String doc, Map<?, ?> schema, String... params) {
+    Handler(String name, String doc, Encoded schema, String... params) {
         this.name = name;
         this.doc = doc;
         this.schema = schema;
@@ -1324,7 +1339,7 @@ final class MethodHandler extends Handler {
             boolean isStatic,
             String[] types,
             String[] params,
-            Map<?, ?> schema) {
+            Encoded schema) {
         super(name, doc, schema, params);
         this.registry = registry;
         this.className = className;
@@ -1373,7 +1388,7 @@ final class MethodHandler extends Handler {
                 isStatic,
                 typeNames,
                 names,
-                takesAll ? null : schema);
+                takesAll ? null : Encoded.of(schema));
     }
 
     static String place(Method method) {
@@ -1386,10 +1401,11 @@ final class MethodHandler extends Handler {
 
     /** What the index keeps of it; read at every start, so it is short. */
     Object[] entry() {
-        return new Object[] {name, doc, className, methodName, isStatic, typeNames, params, schema};
+        int size = schema == null ? 0 : schema.size();
+        return new Object[] {name, doc, className, methodName, isStatic, typeNames, params, size};
     }
 
-    static MethodHandler of(Registry registry, List<?> entry) {
+    static MethodHandler of(Registry registry, List<?> entry, Encoded schema) {
         return new MethodHandler(
                 registry,
                 (String) entry.get(0),
@@ -1399,7 +1415,7 @@ final class MethodHandler extends Handler {
                 (Boolean) entry.get(4),
                 ((List<?>) entry.get(5)).toArray(new String[0]),
                 ((List<?>) entry.get(6)).toArray(new String[0]),
-                (Map<?, ?>) entry.get(7));
+                schema);
     }
 
     /** Its only parameter besides the context is called `args`: it takes everything as it was sent. */
@@ -1584,10 +1600,7 @@ final class Registry {
             String reason = new File(handlers).exists() ? " is no .java file and no .jar" : " does not exist";
             throw new FileNotFoundException("handlers: " + handlers + reason);
         } else if (index != null) {
-            Map<?, ?> read = readIndex(index);
-            for (Object name : (List<?>) read.get("classes")) classNames.add((String) name);
-            for (Object entry : (List<?>) read.get("commands")) add(MethodHandler.of(this, (List<?>) entry));
-            for (Object entry : (List<?>) read.get("starters")) starters.add(MethodHandler.of(this, (List<?>) entry));
+            readIndex(index);
             return;
         } else classNames.addAll(Arrays.asList(handlers.split(",")));
         for (String name : classNames) scan(Class.forName(name, false, loader));
@@ -1596,11 +1609,24 @@ final class Registry {
         }
     }
 
-    private static Map<?, ?> readIndex(String path) throws IOException, BadJson {
+    private void readIndex(String path) throws IOException, BadJson {
+        byte[] text;
         try (InputStream in = new FileInputStream(path)) {
-            byte[] text = in.readAllBytes();
-            return (Map<?, ?>) JsonReader.parse(text, 0, text.length);
+            text = in.readAllBytes();
         }
+        int at = 0;
+        while (text[at] != '\n') at++;
+        text[at] = '}'; // the rest goes to the host as it is: reading and writing it would take as long again
+        Map<?, ?> read = (Map<?, ?>) JsonReader.parse(text, 0, at + 1);
+        at += Index.SCHEMAS.length() + 1;
+        for (Object name : (List<?>) read.get("classes")) classNames.add((String) name);
+        for (Object each : (List<?>) read.get("commands")) {
+            List<?> entry = (List<?>) each;
+            int size = ((Long) entry.get(7)).intValue();
+            add(MethodHandler.of(this, entry, size == 0 ? null : new Encoded(text, at, size)));
+            at += size == 0 ? 0 : size + 1;
+        }
+        for (Object entry : (List<?>) read.get("starters")) starters.add(MethodHandler.of(this, (List<?>) entry, null));
     }
 
     private void scan(Class<?> owner) {
@@ -1656,6 +1682,8 @@ final class Registry {
 
     /** Print the index of the classes named: what the start would otherwise find out by reflection. */
     static final class Index {
+        static final String SCHEMAS = "\n,\"schemas\":"; // in the order of the commands
+
         public static void main(String[] classes) throws Exception {
             Registry registry = new Registry();
             try {
@@ -1664,15 +1692,17 @@ final class Registry {
                 System.err.println(error instanceof IllegalArgumentException ? error.getMessage() : error.toString());
                 System.exit(1);
             }
-            Map<String, Object> index = new LinkedHashMap<>();
-            index.put("classes", registry.classNames);
             List<Object> commands = new ArrayList<>();
-            for (Handler command : registry.commands.values()) commands.add(((MethodHandler) command).entry());
-            index.put("commands", commands);
+            List<Object> schemas = new ArrayList<>();
+            for (Handler command : registry.commands.values()) {
+                commands.add(((MethodHandler) command).entry());
+                if (command.schema != null) schemas.add(command.schema);
+            }
             List<Object> starters = new ArrayList<>();
             for (MethodHandler starter : registry.starters) starters.add(starter.entry());
-            index.put("starters", starters);
-            Text text = new Text(4096).plain(index).ascii("\n");
+            Text text = new Text(4096).ascii("{\"classes\":").plain(registry.classNames);
+            text.ascii(",\"commands\":").plain(commands).ascii(",\"starters\":").plain(starters);
+            text.ascii(SCHEMAS).plain(schemas).ascii("}\n");
             System.out.write(text.bytes, 0, text.size);
             System.out.flush();
         }

@@ -50,6 +50,8 @@ type Node struct {
 	Next *Node `json:"next"`
 	Others map[string][]Node `json:"others,omitempty"`
 }
+type Pair[T any] struct{ A, B T }
+type Wide[T any] struct { V Pair[Pair[Pair[T]]] }
 type Seconds int64
 type Text string
 type Letter struct{}
@@ -113,6 +115,7 @@ func main() {
 	one[*Point]("*Point")
 	one[[]Labelled]("[]Labelled")
 	one[Node]("Node")
+	whole[Wide[Wide[Wide[Wide[int]]]]]("wide")
 	whole[Point]("whole Point")
 	whole[*Labelled]("whole *Labelled")
 	whole[struct{}]("whole nothing")
@@ -238,7 +241,7 @@ def test_schemas_say_what_is_accepted(types: Path) -> None:
 
         stricter, looser = disagreements(worker, schemas)
 
-        assert 45 == len(schemas)
+        assert 46 == len(schemas)
         assert [] == stricter
         assert "'text'" not in looser.pop("Letter")  # what it takes is its own affair
         assert {
@@ -254,7 +257,7 @@ def test_schemas_say_what_is_accepted(types: Path) -> None:
 
 
 def test_schemas_of_go_types(types: Path) -> None:
-    """Ranges, nested structs in the order of their fields, and a recursive type once."""
+    """Ranges, nested structs in the order of their fields; an end for a recursive type and for one of 4096 fields."""
     with Worker([str(types)]) as worker:
         commands = worker.start()["result"]["protocol"]["commands"]
 
@@ -275,6 +278,8 @@ def test_schemas_of_go_types(types: Path) -> None:
     assert ["x", "Y", "tag"] == list(of["Point"]["properties"])
     assert {"description": "bytes"} == of["[]byte"]
     assert {} == of["Node"]["properties"]["next"]
+    assert {"V"} == commands["wide"]["schema"]["properties"].keys()
+    assert 200_000 > len(str(commands["wide"]["schema"]))
     for name in ("whole any", "whole []int", "whole big.Int", "ping", "compute"):
         assert "schema" not in commands[name]
 
