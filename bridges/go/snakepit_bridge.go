@@ -66,6 +66,7 @@ func Command[A, R any](name string, handler func(args A, ctx *Context) (R, error
 		place:  place,
 		origin: originOf(handler),
 		params: paramsOf(argsType),
+		args:   argsType,
 		call: func(raw any, ctx *Context) (any, error) {
 			var args A
 			if err := bindArgs(name, raw, reflect.ValueOf(&args).Elem()); err != nil {
@@ -166,6 +167,7 @@ type command struct {
 	place  string // where it was registered, file:line
 	origin string // its function, with file:line
 	params []string
+	args   reflect.Type // nil: the bridge's own
 	call   func(args any, ctx *Context) (any, error)
 }
 
@@ -708,6 +710,9 @@ type encoder struct {
 	blobs  [][]byte
 }
 
+// encoded is JSON text already.
+type encoded string
+
 type step struct {
 	key   string
 	index int // -1: a key
@@ -757,6 +762,8 @@ func (e *encoder) value(value any) error {
 		return e.float(v, 64)
 	case []byte:
 		return e.attach(v)
+	case encoded:
+		e.out = append(e.out, v...)
 	case []any:
 		return e.list(reflect.ValueOf(v).Pointer(), len(v), func(i int) error { return e.value(v[i]) })
 	case map[string]any:
@@ -1040,6 +1047,10 @@ type field struct {
 	omitEmpty bool
 }
 
+func (f field) mayMiss(owner reflect.Type) bool {
+	return f.omitEmpty || owner.FieldByIndex(f.index).Type.Kind() == reflect.Pointer
+}
+
 var knownFields sync.Map // reflect.Type -> []field
 
 // fieldsOf returns a struct's fields by the names of encoding/json, those of embedded structs among them.
@@ -1096,6 +1107,7 @@ func bindArgs(command string, args any, target reflect.Value) error {
 var (
 	bigInt      = reflect.TypeOf(big.Int{})
 	jsonNumber  = reflect.TypeOf(json.Number(""))
+	timeType    = reflect.TypeOf(time.Time{})
 	unmarshaler = reflect.TypeOf((*json.Unmarshaler)(nil)).Elem()
 )
 
@@ -1263,7 +1275,7 @@ func bindStruct(object map[string]any, target reflect.Value, path string) string
 	names := map[string]bool{}
 	for _, f := range fields {
 		names[f.name] = true
-		if _, given := object[f.name]; !given && !f.omitEmpty && target.Type().FieldByIndex(f.index).Type.Kind() != reflect.Pointer {
+		if _, given := object[f.name]; !given && !f.mayMiss(target.Type()) {
 			missing = append(missing, "'"+join(path, f.name)+"'")
 		}
 	}
@@ -1365,6 +1377,124 @@ func dueOf(t reflect.Type) string {
 		return "an object"
 	}
 	return t.String()
+}
+
+// ------------------------------------------------------------------------------------------------ schemas
+
+const (
+	anyValue      = `{}`
+	bytesValue    = `{"description":"bytes"}` // JSON Schema has no word for them
+	nullValue     = `{"type":"null"}`
+	noValue       = `{"not":{}}`
+	maxDescribed  = 1000 // arbitrary: types within types of one command; what is beyond it may be any value
+	closedObject  = `{"type":"object","properties":{%s},"required":[%s],"additionalProperties":false}`
+	openObject    = `{"type":"object","properties":{},"required":[],"additionalProperties":%s}`
+	floatRange    = `{"type":"number","minimum":-%[1]v,"maximum":%[1]v}`
+	integerRange  = `{"type":"integer","minimum":%d,"maximum":%d}`
+	arrayOfLength = `{"type":"array","items":%s,"minItems":%[2]d,"maxItems":%[2]d}`
+)
+
+// describer tells in JSON Schema what bind accepts.
+type describer struct {
+	above []reflect.Type // the types around this one: a recursive type is not followed
+	count int
+}
+
+// schemaOf returns the schema of a command's args; empty where they need not be an object.
+func schemaOf(t reflect.Type) encoded {
+	if t == nil {
+		return ""
+	}
+	d := describer{}
+	t = indirect(t)
+	switch {
+	case t == bigInt, reflect.PointerTo(t).Implements(unmarshaler):
+		return ""
+	case t.Kind() == reflect.Struct:
+		return encoded(d.value(t))
+	case t.Kind() == reflect.Map && t.Key().Kind() == reflect.String:
+		return encoded(fmt.Sprintf(openObject, d.value(t.Elem())))
+	}
+	return ""
+}
+
+func (d *describer) value(t reflect.Type) string {
+	if d.count++; d.count > maxDescribed {
+		return anyValue
+	}
+	for _, other := range d.above {
+		if other == t {
+			return anyValue
+		}
+	}
+	d.above = append(d.above, t)
+	defer func() { d.above = d.above[:len(d.above)-1] }()
+	switch {
+	case t.Kind() == reflect.Pointer:
+		return orNull(d.value(t.Elem()))
+	case t == bigInt:
+		return `{"type":"integer"}`
+	case t == jsonNumber:
+		return `{"type":"number"}`
+	case t == timeType:
+		return orNull(`{"type":"string","format":"date-time"}`)
+	case reflect.PointerTo(t).Implements(unmarshaler):
+		return anyValue
+	}
+	switch t.Kind() {
+	case reflect.Bool:
+		return `{"type":"boolean"}`
+	case reflect.String:
+		return `{"type":"string"}`
+	case reflect.Int, reflect.Int8, reflect.Int16, reflect.Int32, reflect.Int64:
+		spare := 64 - t.Bits()
+		return fmt.Sprintf(integerRange, int64(math.MinInt64)>>spare, int64(math.MaxInt64)>>spare)
+	case reflect.Uint, reflect.Uint8, reflect.Uint16, reflect.Uint32, reflect.Uint64, reflect.Uintptr:
+		return fmt.Sprintf(integerRange, 0, uint64(math.MaxUint64)>>(64-t.Bits()))
+	case reflect.Float32:
+		return fmt.Sprintf(floatRange, math.MaxFloat32)
+	case reflect.Float64:
+		return `{"type":"number"}`
+	case reflect.Slice:
+		if t.Elem().Kind() == reflect.Uint8 {
+			return bytesValue
+		}
+		return orNull(fmt.Sprintf(`{"type":"array","items":%s}`, d.value(t.Elem())))
+	case reflect.Array:
+		return fmt.Sprintf(arrayOfLength, d.value(t.Elem()), t.Len())
+	case reflect.Map:
+		if t.Key().Kind() != reflect.String {
+			return nullValue
+		}
+		return orNull(fmt.Sprintf(`{"type":"object","additionalProperties":%s}`, d.value(t.Elem())))
+	case reflect.Struct:
+		return d.structure(t)
+	case reflect.Interface:
+		if t.NumMethod() > 0 {
+			return nullValue
+		}
+		return anyValue
+	}
+	return noValue
+}
+
+func (d *describer) structure(t reflect.Type) string {
+	var properties, required []string
+	for _, f := range fieldsOf(t) {
+		name := string(appendText(nil, f.name))
+		properties = append(properties, name+":"+d.value(t.FieldByIndex(f.index).Type))
+		if !f.mayMiss(t) {
+			required = append(required, name)
+		}
+	}
+	return fmt.Sprintf(closedObject, strings.Join(properties, ","), strings.Join(required, ","))
+}
+
+func orNull(schema string) string {
+	if schema == anyValue || schema == bytesValue || strings.HasPrefix(schema, `{"anyOf":`) {
+		return schema // null is among these
+	}
+	return `{"anyOf":[` + schema + "," + nullValue + "]}"
 }
 
 // ------------------------------------------------------------------------------------------------ errors
@@ -1932,19 +2062,36 @@ func (w *worker) start(id int64, message map[string]any) (answered bool, err err
 	if protocol == nil {
 		return false, nil
 	}
-	commands := map[string]any{}
-	for name, c := range w.commands {
-		commands[name] = map[string]any{"params": c.params, "doc": capped(docs[name])}
-	}
-	protocol["commands"] = commands
 	w.count++
 	result := w.ping(args)
 	result["protocol"] = protocol
-	if err := w.reply(id, -1, result); err != nil {
+	protocol["commands"] = w.described(true)
+	err = w.reply(id, -1, result)
+	var problem *refused
+	if errors.As(err, &problem) && problem.code == "too_large" { // better a start without descriptions than none
+		protocol["commands"] = w.described(false)
+		err = w.reply(id, -1, result)
+	}
+	if err != nil {
 		return false, err
 	}
 	w.canLog.Store(w.agrees("log"))
 	return true, nil
+}
+
+func (w *worker) described(fully bool) map[string]any {
+	commands := map[string]any{}
+	for name, c := range w.commands {
+		told := map[string]any{"params": c.params, "doc": ""}
+		if fully {
+			told["doc"] = capped(docs[name])
+			if schema := schemaOf(c.args); schema != "" {
+				told["schema"] = schema
+			}
+		}
+		commands[name] = told
+	}
+	return commands
 }
 
 func (w *worker) negotiate(offer any) (map[string]any, error) {

@@ -799,6 +799,12 @@ final class Text {
         return this;
     }
 
+    private void raw(Encoded text) {
+        room(text.size());
+        System.arraycopy(text.bytes(), text.from(), bytes, size, text.size());
+        size += text.size();
+    }
+
     Text integer(long value) {
         return ascii(Long.toString(value));
     }
@@ -839,6 +845,7 @@ final class Text {
         else if (value instanceof BigInteger || value instanceof Short || value instanceof Byte) ascii(value + "");
         else if (value instanceof byte[] data) attach(data);
         else if (value.getClass().isArray()) array(value);
+        else if (value instanceof Encoded known) raw(known);
         else {
             String type = value.getClass().getTypeName();
             throw refused(type + " is not JSON; return a Map, a List, an array, text, a number or a boolean");
@@ -998,6 +1005,14 @@ final class Text {
     }
 }
 
+/** A piece of JSON text that is written as it is. */
+record Encoded(byte[] bytes, int from, int size) {
+    static Encoded of(Object value) {
+        Text text = new Text(256).plain(value);
+        return new Encoded(text.bytes, 0, text.size);
+    }
+}
+
 // --------------------------------------------------------------------------------------------------- errors
 
 /** Exceptions as the host is told of them. */
@@ -1137,6 +1152,63 @@ final class Fit {
         return type instanceof WildcardType;
     }
 
+    /** The JSON Schema of the values that become this type. */
+    static Map<String, Object> schema(Type type) {
+        if (type instanceof ParameterizedType of) {
+            Type[] inner = of.getActualTypeArguments();
+            Map<String, Object> content = schema(inner[inner.length - 1]);
+            if (of.getRawType() == Optional.class) return content;
+            boolean isMap = of.getRawType() == Map.class;
+            return orNull(isMap ? holder("object", "additionalProperties", content) : array(content));
+        }
+        if (type instanceof GenericArrayType array) return orNull(array(schema(array.getGenericComponentType())));
+        if (!(type instanceof Class<?> known)) return Map.of();
+        if (known == byte[].class) return Map.of("description", "bytes"); // JSON Schema has no word for them
+        Map<String, Object> schema = known.isArray() ? array(schema(known.getComponentType())) : simple(known);
+        return known.isPrimitive() ? schema : orNull(schema);
+    }
+
+    private static Map<String, Object> simple(Class<?> type) {
+        return switch (type.getSimpleName()) {
+            case "boolean", "Boolean" -> Map.of("type", "boolean");
+            case "byte", "Byte" -> range("integer", "minimum", Byte.MIN_VALUE, "maximum", Byte.MAX_VALUE);
+            case "short", "Short" -> range("integer", "minimum", Short.MIN_VALUE, "maximum", Short.MAX_VALUE);
+            case "int", "Integer" -> range("integer", "minimum", Integer.MIN_VALUE, "maximum", Integer.MAX_VALUE);
+            case "long", "Long" -> range("integer", "minimum", Long.MIN_VALUE, "maximum", Long.MAX_VALUE);
+            case "BigInteger" -> Map.of("type", "integer");
+            case "float", "Float" -> {
+                double limit = 0x1.ffffffp127; // the least that is rounded to infinity
+                yield range("number", "exclusiveMinimum", -limit, "exclusiveMaximum", limit);
+            }
+            case "double", "Double", "BigDecimal", "Number" -> Map.of("type", "number");
+            case "String" -> Map.of("type", "string");
+            case "List" -> Map.of("type", "array");
+            case "Map" -> Map.of("type", "object");
+            default -> Map.of();
+        };
+    }
+
+    private static Map<String, Object> range(String type, String lower, Number least, String upper, Number most) {
+        Map<String, Object> schema = holder(type, lower, least);
+        schema.put(upper, most);
+        return schema;
+    }
+
+    private static Map<String, Object> array(Map<String, Object> items) {
+        return holder("array", "items", items);
+    }
+
+    private static Map<String, Object> holder(String type, String key, Object value) {
+        Map<String, Object> schema = new LinkedHashMap<>();
+        schema.put("type", type);
+        schema.put(key, value);
+        return schema;
+    }
+
+    private static Map<String, Object> orNull(Map<String, Object> schema) {
+        return schema.containsKey("type") ? Map.of("anyOf", List.of(schema, Map.of("type", "null"))) : schema;
+    }
+
     static Object convert(Object value, Type type) {
         if (type instanceof Class<?> known) return toClass(value, known);
         if (type instanceof ParameterizedType of) {
@@ -1232,10 +1304,12 @@ abstract class Handler {
     final String name;
     final String doc;
     final String[] params; // what the handshake tells
+    final Encoded schema; // of an object of arguments; null where it may be any
 
-    Handler(String name, String doc, String... params) {
+    Handler(String name, String doc, Encoded schema, String... params) {
         this.name = name;
         this.doc = doc;
+        this.schema = schema;
         this.params = params;
     }
 
@@ -1264,8 +1338,9 @@ final class MethodHandler extends Handler {
             String methodName,
             boolean isStatic,
             String[] types,
-            String[] params) {
-        super(name, doc, params);
+            String[] params,
+            Encoded schema) {
+        super(name, doc, schema, params);
         this.registry = registry;
         this.className = className;
         this.methodName = methodName;
@@ -1279,6 +1354,8 @@ final class MethodHandler extends Handler {
         String[] typeNames = new String[types.length];
         for (int i = 0; i < types.length; i++) typeNames[i] = types[i].getName();
         List<String> params = new ArrayList<>();
+        List<String> required = new ArrayList<>();
+        Map<String, Object> properties = new LinkedHashMap<>();
         boolean takesAll = takesAll(method);
         for (Parameter parameter : method.getParameters()) {
             if (parameter.getType() == SnakepitBridge.Context.class || takesAll) continue;
@@ -1286,16 +1363,32 @@ final class MethodHandler extends Handler {
                 String advice = ": compile it with -parameters, or take (Map<String, Object> args, Context ctx)";
                 throw new IllegalArgumentException(place(method) + advice);
             }
-            if (!Fit.isKnown(parameter.getParameterizedType())) {
-                String type = parameter.getParameterizedType().getTypeName();
-                String what = place(method) + ": parameter '" + parameter.getName() + "' is " + type;
+            Type type = parameter.getParameterizedType();
+            if (!Fit.isKnown(type)) {
+                String what = place(method) + ": parameter '" + parameter.getName() + "' is " + type.getTypeName();
                 throw new IllegalArgumentException(what + ", which no JSON value becomes");
             }
             params.add(parameter.getName());
+            properties.put(parameter.getName(), Fit.schema(type));
+            if (!isOptional(type)) required.add(parameter.getName());
         }
+        Map<String, Object> schema = new LinkedHashMap<>();
+        schema.put("type", "object");
+        schema.put("properties", properties);
+        schema.put("required", required);
+        schema.put("additionalProperties", false);
         boolean isStatic = Modifier.isStatic(method.getModifiers());
         String[] names = params.toArray(new String[0]);
-        return new MethodHandler(registry, name, doc, className, method.getName(), isStatic, typeNames, names);
+        return new MethodHandler(
+                registry,
+                name,
+                doc,
+                className,
+                method.getName(),
+                isStatic,
+                typeNames,
+                names,
+                takesAll ? null : Encoded.of(schema));
     }
 
     static String place(Method method) {
@@ -1308,10 +1401,11 @@ final class MethodHandler extends Handler {
 
     /** What the index keeps of it; read at every start, so it is short. */
     Object[] entry() {
-        return new Object[] {name, doc, className, methodName, isStatic, typeNames, params};
+        int size = schema == null ? 0 : schema.size();
+        return new Object[] {name, doc, className, methodName, isStatic, typeNames, params, size};
     }
 
-    static MethodHandler of(Registry registry, List<?> entry) {
+    static MethodHandler of(Registry registry, List<?> entry, Encoded schema) {
         return new MethodHandler(
                 registry,
                 (String) entry.get(0),
@@ -1320,7 +1414,8 @@ final class MethodHandler extends Handler {
                 (String) entry.get(3),
                 (Boolean) entry.get(4),
                 ((List<?>) entry.get(5)).toArray(new String[0]),
-                ((List<?>) entry.get(6)).toArray(new String[0]));
+                ((List<?>) entry.get(6)).toArray(new String[0]),
+                schema);
     }
 
     /** Its only parameter besides the context is called `args`: it takes everything as it was sent. */
@@ -1505,10 +1600,7 @@ final class Registry {
             String reason = new File(handlers).exists() ? " is no .java file and no .jar" : " does not exist";
             throw new FileNotFoundException("handlers: " + handlers + reason);
         } else if (index != null) {
-            Map<?, ?> read = readIndex(index);
-            for (Object name : (List<?>) read.get("classes")) classNames.add((String) name);
-            for (Object entry : (List<?>) read.get("commands")) add(MethodHandler.of(this, (List<?>) entry));
-            for (Object entry : (List<?>) read.get("starters")) starters.add(MethodHandler.of(this, (List<?>) entry));
+            readIndex(index);
             return;
         } else classNames.addAll(Arrays.asList(handlers.split(",")));
         for (String name : classNames) scan(Class.forName(name, false, loader));
@@ -1517,11 +1609,24 @@ final class Registry {
         }
     }
 
-    private static Map<?, ?> readIndex(String path) throws IOException, BadJson {
+    private void readIndex(String path) throws IOException, BadJson {
+        byte[] text;
         try (InputStream in = new FileInputStream(path)) {
-            byte[] text = in.readAllBytes();
-            return (Map<?, ?>) JsonReader.parse(text, 0, text.length);
+            text = in.readAllBytes();
         }
+        int at = 0;
+        while (text[at] != '\n') at++;
+        text[at] = '}'; // the rest goes to the host as it is: reading and writing it would take as long again
+        Map<?, ?> read = (Map<?, ?>) JsonReader.parse(text, 0, at + 1);
+        at += Index.SCHEMAS.length() + 1;
+        for (Object name : (List<?>) read.get("classes")) classNames.add((String) name);
+        for (Object each : (List<?>) read.get("commands")) {
+            List<?> entry = (List<?>) each;
+            int size = ((Long) entry.get(7)).intValue();
+            add(MethodHandler.of(this, entry, size == 0 ? null : new Encoded(text, at, size)));
+            at += size == 0 ? 0 : size + 1;
+        }
+        for (Object entry : (List<?>) read.get("starters")) starters.add(MethodHandler.of(this, (List<?>) entry, null));
     }
 
     private void scan(Class<?> owner) {
@@ -1577,6 +1682,8 @@ final class Registry {
 
     /** Print the index of the classes named: what the start would otherwise find out by reflection. */
     static final class Index {
+        static final String SCHEMAS = "\n,\"schemas\":"; // in the order of the commands
+
         public static void main(String[] classes) throws Exception {
             Registry registry = new Registry();
             try {
@@ -1585,15 +1692,17 @@ final class Registry {
                 System.err.println(error instanceof IllegalArgumentException ? error.getMessage() : error.toString());
                 System.exit(1);
             }
-            Map<String, Object> index = new LinkedHashMap<>();
-            index.put("classes", registry.classNames);
             List<Object> commands = new ArrayList<>();
-            for (Handler command : registry.commands.values()) commands.add(((MethodHandler) command).entry());
-            index.put("commands", commands);
+            List<Object> schemas = new ArrayList<>();
+            for (Handler command : registry.commands.values()) {
+                commands.add(((MethodHandler) command).entry());
+                if (command.schema != null) schemas.add(command.schema);
+            }
             List<Object> starters = new ArrayList<>();
             for (MethodHandler starter : registry.starters) starters.add(starter.entry());
-            index.put("starters", starters);
-            Text text = new Text(4096).plain(index).ascii("\n");
+            Text text = new Text(4096).ascii("{\"classes\":").plain(registry.classNames);
+            text.ascii(",\"commands\":").plain(commands).ascii(",\"starters\":").plain(starters);
+            text.ascii(SCHEMAS).plain(schemas).ascii("}\n");
             System.out.write(text.bytes, 0, text.size);
             System.out.flush();
         }
@@ -1702,7 +1811,7 @@ final class BuiltIn extends Handler {
     private final Worker worker;
 
     private BuiltIn(Worker worker, String name, String doc, String... params) {
-        super(name, doc, params);
+        super(name, doc, null, params);
         this.worker = worker;
     }
 
@@ -2090,8 +2199,11 @@ final class Worker {
         count++;
         @SuppressWarnings("unchecked")
         Map<String, Object> result = (Map<String, Object>) ((BuiltIn) registry.commands.get("ping")).call(args, null);
-        result.put("protocol", handshake());
-        reply(id, -1, result);
+        result.put("protocol", handshake(true));
+        if (attempt(id, -1, result) > 0) { // better a start without descriptions than none
+            result.put("protocol", handshake(false));
+            reply(id, -1, result);
+        }
         logAgreed = agreed.contains("log");
         return -1;
     }
@@ -2113,12 +2225,13 @@ final class Worker {
         return true;
     }
 
-    private Map<String, Object> handshake() {
+    private Map<String, Object> handshake(boolean fully) {
         Map<String, Object> commands = new LinkedHashMap<>();
         for (Handler handler : registry.commands.values()) {
             Map<String, Object> entry = new LinkedHashMap<>();
             entry.put("params", handler.params);
-            entry.put("doc", handler.doc);
+            entry.put("doc", fully ? handler.doc : "");
+            if (fully && handler.schema != null) entry.put("schema", handler.schema);
             commands.put(handler.name, entry);
         }
         Map<String, Object> reply = new LinkedHashMap<>();
@@ -2175,6 +2288,15 @@ final class Worker {
     }
 
     private void reply(long id, int index, Object result) {
+        int size = attempt(id, index, result);
+        if (size == 0) return;
+        String limit = "; the limit is " + input.maxFrame + " (max_frame)";
+        String message = "the encoded reply has " + size + " bytes" + limit;
+        replyError(id, index, new Refusal("too_large", "ResultTooLarge", message));
+    }
+
+    /** Reply unless that is too large; returns the size then, else 0. */
+    private int attempt(long id, int index, Object result) {
         List<byte[]> attachments = agreed.contains("attachments") ? new ArrayList<>(0) : null;
         List<String> paths = new ArrayList<>(0);
         int at = held.open();
@@ -2195,18 +2317,19 @@ final class Worker {
             String message = "result: reading it raised " + Errors.type(error) + ": " + Errors.text(error);
             Refusal unreadable = new Refusal("encode_error", "EncodeError", message);
             replyError(id, index, error instanceof Refusal ? error : unreadable);
-            return;
+            return 0;
         }
         int size = held.close(at);
         if (size > input.maxFrame) {
             held.size = at;
-            String limit = "; the limit is " + input.maxFrame + " (max_frame)";
-            String message = "the encoded reply has " + size + " bytes" + limit;
-            replyError(id, index, new Refusal("too_large", "ResultTooLarge", message));
-        } else if (!paths.isEmpty()) {
+            return size;
+        }
+        if (paths.isEmpty()) sent(index);
+        else {
             output.write(held, attachments, input.maxFrame);
             held.clear();
-        } else sent(index);
+        }
+        return 0;
     }
 
     /** A reply is complete: it leaves now, or with the others of its batch. */

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -19,6 +20,113 @@ from conformance.driver import (
     prepare,
     start_bridge,
 )
+from conformance.schemas import INEXACT, LISTS, NOT_BYTES, disagreements
+
+TYPES = """
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"math/big"
+	"time"
+
+	"worker/snakepit"
+)
+
+type Point struct {
+	X int8 `json:"x"`
+	Y *float64
+	Tag string `json:"tag,omitempty"`
+	Hidden chan int `json:"-"`
+	hidden int
+}
+type Labelled struct {
+	Point
+	Label string `json:"label"`
+}
+type Node struct {
+	Value int `json:"value"`
+	Next *Node `json:"next"`
+	Others map[string][]Node `json:"others,omitempty"`
+}
+type Pair[T any] struct{ A, B T }
+type Wide[T any] struct { V Pair[Pair[Pair[T]]] }
+type Seconds int64
+type Text string
+type Letter struct{}
+
+func (*Letter) UnmarshalJSON(text []byte) error {
+	if string(text) == `"text"` {
+		return nil
+	}
+	return fmt.Errorf("not text")
+}
+
+// one registers a command with a single parameter v of a type.
+func one[T any](name string) {
+	snakepit.Command(name, func(struct { V T `json:"v"` }, *snakepit.Context) (any, error) { return nil, nil })
+}
+
+// whole registers a command whose args are of a type.
+func whole[T any](name string) {
+	snakepit.Command(name, func(T, *snakepit.Context) (any, error) { return nil, nil })
+}
+
+func main() {
+	one[bool]("bool")
+	one[string]("string")
+	one[Text]("Text")
+	one[int]("int")
+	one[int8]("int8")
+	one[int16]("int16")
+	one[int32]("int32")
+	one[Seconds]("Seconds")
+	one[time.Duration]("Duration")
+	one[uint8]("uint8")
+	one[uint16]("uint16")
+	one[uint32]("uint32")
+	one[uint64]("uint64")
+	one[float64]("float64")
+	one[float32]("float32")
+	one[big.Int]("big.Int")
+	one[*big.Int]("*big.Int")
+	one[json.Number]("json.Number")
+	one[json.RawMessage]("json.RawMessage")
+	one[time.Time]("Time")
+	one[Letter]("Letter")
+	one[any]("any")
+	one[fmt.Stringer]("Stringer")
+	one[chan int]("chan")
+	one[*string]("*string")
+	one[**int8]("**int8")
+	one[[]byte]("[]byte")
+	one[[][]byte]("[][]byte")
+	one[[]string]("[]string")
+	one[*[]*int8]("*[]*int8")
+	one[[]any]("[]any")
+	one[[2]int8]("[2]int8")
+	one[[3]byte]("[3]byte")
+	one[map[string]int8]("map[string]int8")
+	one[map[string]any]("map[string]any")
+	one[map[Text]*string]("map[Text]*string")
+	one[map[int]string]("map[int]string")
+	one[Point]("Point")
+	one[*Point]("*Point")
+	one[[]Labelled]("[]Labelled")
+	one[Node]("Node")
+	whole[Wide[Wide[Wide[Wide[int]]]]]("wide")
+	whole[Point]("whole Point")
+	whole[*Labelled]("whole *Labelled")
+	whole[struct{}]("whole nothing")
+	whole[map[string]int8]("whole map[string]int8")
+	whole[any]("whole any")
+	whole[[]int]("whole []int")
+	whole[big.Int]("whole big.Int")
+	snakepit.Doc("int", "Take an integer.")
+	snakepit.Run()
+}
+"""
 
 
 @pytest.fixture
@@ -28,6 +136,25 @@ def go(require_runtime: Callable[[str], str]) -> Bridge:
     (bridge,) = (bridge for bridge in find_bridges() if bridge.language == "go")
     prepare(bridge)
     return bridge
+
+
+def build(folder: Path, code: str) -> Path:
+    """Build a program with the bridge copied into its module."""
+    (folder / "main.go").write_text(code)
+    (folder / "go.mod").write_text("module worker\n\ngo 1.19\n")
+    (folder / "snakepit").mkdir()
+    shutil.copy(BRIDGES_DIR / "go" / "snakepit_bridge.go", folder / "snakepit")
+    env = {**os.environ, "GOPROXY": "off"}
+    subprocess.run(["go", "build", "-o", "worker", "."], cwd=folder, env=env, check=True, timeout=BUILD_TIMEOUT_S)
+    return folder / "worker"
+
+
+@pytest.fixture(scope="module")
+def types(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a program with a command for each type."""
+    if shutil.which("go") is None:
+        pytest.skip("no go")
+    return build(tmp_path_factory.mktemp("types"), TYPES)
 
 
 @pytest.fixture
@@ -92,22 +219,85 @@ def test_worker_of_the_page_for_users_is_built_and_serves(tmp_path: Path, go: Br
     """The program printed there, with the bridge copied into its module, needs nothing else."""
     page = (BRIDGES_DIR.parent / "docs" / "languages" / "go.md").read_text("utf-8")
     (code,) = re.findall(r"^```go\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
-    (tmp_path / "main.go").write_text(code)
-    (tmp_path / "go.mod").write_text("module worker\n\ngo 1.19\n")
-    (tmp_path / "snakepit").mkdir()
-    shutil.copy(BRIDGES_DIR / "go" / "snakepit_bridge.go", tmp_path / "snakepit")
-    env = {**os.environ, "GOPROXY": "off"}
-    subprocess.run(
-        ["go", "build", "-o", "worker", "."], cwd=tmp_path, env=env, check=True, timeout=BUILD_TIMEOUT_S
-    )
+    program = build(tmp_path, code)
     handshake = {"versions": [1], "max_frame": 1 << 20, "capabilities": ["errors"]}
     args = {"worker_id": "w1", "initialization": True, "protocol": handshake, "start_args": {"prefix": "> "}}
-    with Worker([str(tmp_path / "worker")]) as worker:
+    with Worker([str(program)]) as worker:
         listed = worker.call(0, "ping", args)["result"]["protocol"]["commands"]
 
         text = worker.call(1, "render", {"markdown": "hello", "width": 2})["result"]
         error = worker.call(2, "render", {"markdown": ""})["error"]
 
-        assert {"params": ["markdown", "width"], "doc": "Indent a text."} == listed["render"]
+        assert (["markdown", "width"], "Indent a text.") == (listed["render"]["params"], listed["render"]["doc"])
         assert "  > hello" == text
         assert ("handler_error", "nothing to render") == (error["code"], error["message"])
+
+
+def test_schemas_say_what_is_accepted(types: Path) -> None:
+    """For every type and many values the schema and the bridge agree, but where JSON Schema has no word for it."""
+    with Worker([str(types)]) as worker:
+        commands = worker.start()["result"]["protocol"]["commands"]
+        schemas = {name: told["schema"] for name, told in commands.items() if "schema" in told}
+
+        stricter, looser = disagreements(worker, schemas)
+
+        assert 46 == len(schemas)
+        assert [] == stricter
+        assert "'text'" not in looser.pop("Letter")  # what it takes is its own affair
+        assert {
+            "big.Int": ["1e+39"],
+            "*big.Int": ["1e+39"],
+            "float64": INEXACT,
+            "float32": INEXACT,
+            "Time": ["'text'"],
+            "[]byte": NOT_BYTES,
+            "[][]byte": [shown for shown in LISTS if shown not in ("[]", "[None]", "[b'bytes']")],
+            "json.RawMessage": ["b'bytes'", "[b'bytes']"],
+        } == looser
+
+
+def test_schemas_of_go_types(types: Path) -> None:
+    """Ranges, nested structs in the order of their fields; an end for a recursive type and for one of 4096 fields."""
+    with Worker([str(types)]) as worker:
+        commands = worker.start()["result"]["protocol"]["commands"]
+
+    of = {name: told["schema"]["properties"]["v"] for name, told in commands.items() if "v" in told["params"]}
+    point = {
+        "type": "object",
+        "properties": {
+            "x": {"type": "integer", "minimum": -128, "maximum": 127},
+            "Y": {"anyOf": [{"type": "number"}, {"type": "null"}]},
+            "tag": {"type": "string"},
+        },
+        "required": ["x"],
+        "additionalProperties": False,
+    }
+    assert {"type": "integer", "minimum": 0, "maximum": 2**64 - 1} == of["uint64"]
+    assert {"anyOf": [{"type": "integer", "minimum": -128, "maximum": 127}, {"type": "null"}]} == of["**int8"]
+    assert point == of["Point"] == commands["whole Point"]["schema"]
+    assert ["x", "Y", "tag"] == list(of["Point"]["properties"])
+    assert {"description": "bytes"} == of["[]byte"]
+    assert {} == of["Node"]["properties"]["next"]
+    assert {"V"} == commands["wide"]["schema"]["properties"].keys()
+    assert 200_000 > len(str(commands["wide"]["schema"]))
+    for name in ("whole any", "whole []int", "whole big.Int", "ping", "compute"):
+        assert "schema" not in commands[name]
+
+
+def test_descriptions_that_do_not_fit_are_left_out(types: Path) -> None:
+    """A worker starts also where the handshake's limit is small."""
+    with Worker([str(types)]) as worker:
+        commands = worker.start(max_frame=4096)["result"]["protocol"]["commands"]
+
+        assert {"params": ["v"], "doc": ""} == commands["int"]
+        assert worker.call(1, "int", {"v": 1})["success"]
+
+
+def test_snakepit_commands_shows_types(types: Path) -> None:
+    """In the table, by name: an optional field with a question mark."""
+    words = [sys.executable, "-m", "snakepit", "commands", str(types), "--level", "1"]
+
+    shown = subprocess.run(words, capture_output=True, text=True, timeout=BUILD_TIMEOUT_S, check=True).stdout
+
+    assert re.search(r"^ *int +v: integer +Take an integer\.", shown, re.MULTILINE), shown
+    assert re.search(r"^ *whole Point +x: integer, Y\?: number or null, tag\?: string", shown, re.MULTILINE), shown

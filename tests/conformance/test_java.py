@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from conformance.driver import Bridge, Worker, find_bridges, start_bridge
+from conformance.schemas import LISTS, NOT_BYTES, disagreements
+
+from snakepit import JavaAdapter
 
 SLOW_MS = 250  # more than the bridge's own 100 ms: the watcher then waits for the pipe, not the main thread
+
+TYPES = [
+    *("boolean", "Boolean", "String", "byte", "Byte", "short", "Short", "int", "Integer", "long", "Long"),
+    *("float", "Float", "double", "Double", "BigInteger", "BigDecimal", "Number", "Object"),
+    *("byte[]", "byte[][]", "int[]", "Integer[]", "String[][]", "Object[]", "List<Byte>[]", "String..."),
+    *("List", "List<String>", "List<?>", "List<? extends Number>", "List<Object>", "List<byte[]>", "List<List<Byte>>"),
+    *("Map", "Map<String, Byte>", "Map<String, Object>", "Map<String, List<Integer>>"),
+    *("Optional", "Optional<Byte>", "Optional<int[]>", "Optional<Optional<String>>", "Optional<byte[]>"),
+]
 
 
 @pytest.fixture
@@ -84,7 +97,13 @@ public class Own {
     reply, status = start_with(java, tmp_path, source)
 
     commands = reply["result"]["protocol"]["commands"]  # type: ignore[index]
-    assert {"params": ["text"], "doc": "Say it loud."} == commands["shout"]
+    schema = {
+        "type": "object",
+        "properties": {"text": {"anyOf": [{"type": "string"}, {"type": "null"}]}},
+        "required": ["text"],
+        "additionalProperties": False,
+    }
+    assert {"params": ["text"], "doc": "Say it loud.", "schema": schema} == commands["shout"]
     assert {"params": [], "doc": ""} == commands["all"]
     assert 0 == status
 
@@ -110,3 +129,69 @@ def test_handlers_that_cannot_be(java: Bridge, tmp_path: Path, body: str, messag
     assert "handler_error" == error["code"]
     assert message in error["message"]
     assert 1 == status
+
+
+@pytest.fixture(scope="module")
+def types(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Return the command line of a worker with a command for each type."""
+    if shutil.which("java") is None:
+        pytest.skip("no java")
+    imports = "import java.math.*; import java.util.*; import snakepit.SnakepitBridge.*;"
+    methods = [
+        f'@Command(value = "{name}", doc = "Take it.") void take{number}({name} v) {{}}'
+        for number, name in enumerate(TYPES)
+    ]
+    path = tmp_path_factory.mktemp("types") / "Types.java"
+    path.write_text("\n".join([imports, "class Types {", *methods, "}"]))
+    return list(JavaAdapter(path).argv())
+
+
+def test_schemas_say_what_is_accepted(types: list[str]) -> None:
+    """For every type and many values the schema and the bridge agree, but where JSON Schema has no word for it."""
+    with Worker(types) as worker:
+        commands = worker.start()["result"]["protocol"]["commands"]
+        schemas = {name: told["schema"] for name, told in commands.items() if "schema" in told}
+
+        stricter, looser = disagreements(worker, schemas)
+
+        assert {*TYPES} == schemas.keys()
+        assert [] == stricter
+        for name, largest in {"float": 2**24, "Float": 2**24, "double": 2**53, "Double": 2**53}.items():
+            assert all(abs(int(shown)) > largest for shown in looser.pop(name))
+        no_bytes = [shown for shown in LISTS if shown not in ("[]", "[None]", "[b'bytes']")]
+        assert {
+            "BigInteger": ["1e+39"],
+            "byte[]": NOT_BYTES,
+            "Optional<byte[]>": NOT_BYTES,
+            "byte[][]": no_bytes,
+            "List<byte[]>": no_bytes,
+        } == looser
+
+
+def test_schemas_of_java_types(types: list[str]) -> None:
+    """Ranges, generics; null where it is no mismatch; an Optional is not required."""
+    with Worker(types) as worker:
+        commands = worker.start()["result"]["protocol"]["commands"]
+
+    of = {name: commands[name]["schema"]["properties"]["v"] for name in TYPES}
+    null = {"type": "null"}
+    byte = {"type": "integer", "minimum": -128, "maximum": 127}
+    assert byte == of["byte"]
+    assert {"anyOf": [byte, null]} == of["Byte"] == of["Optional<Byte>"]
+    assert {"type": "integer", "minimum": -(2**63), "maximum": 2**63 - 1} == of["long"]
+    assert {"anyOf": [{"type": "array", "items": of["int"]}, null]} == of["int[]"]
+    assert {"anyOf": [{"type": "object", "additionalProperties": of["Byte"]}, null]} == of["Map<String, Byte>"]
+    assert {} == of["Object"] == of["Optional"]
+    assert {"description": "bytes"} == of["byte[]"] == of["Optional<byte[]>"]
+    optional = {name for name in TYPES if not commands[name]["schema"]["required"]}
+    assert {name for name in TYPES if name.startswith("Optional")} == optional
+    assert "schema" not in commands["ping"]
+
+
+def test_descriptions_that_do_not_fit_are_left_out(types: list[str]) -> None:
+    """A worker starts also where the handshake's limit is small."""
+    with Worker(types) as worker:
+        commands = worker.start(max_frame=4096)["result"]["protocol"]["commands"]
+
+        assert {"params": ["v"], "doc": ""} == commands["int"]
+        assert worker.call(1, "int", {"v": 1})["success"]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -57,6 +59,24 @@ def test_sources_are_compiled_once(java: Path) -> None:
     write(java, HANDLERS + "// changed\n")
     JavaAdapter(path).argv()
     assert 2 == len(builds(java))
+
+
+def test_snakepit_commands_shows_types(java: Path) -> None:
+    """In the table and as JSON Schema; an Optional has a question mark."""
+    command = '@Command(doc = "Greet.") String greet(String name, int[] sizes, Optional<Integer> times) { return ""; }'
+    body = "import java.util.*; import snakepit.SnakepitBridge.*; class Handlers { %s }"
+    words = [sys.executable, "-m", "snakepit", "commands", "java", "--handlers", str(write(java, body % command))]
+    table, text = (
+        subprocess.run([*words, *more], capture_output=True, text=True, timeout=100, check=True).stdout
+        for more in ([], ["--schema"])
+    )
+
+    (line,) = (line for line in table.splitlines() if line.split()[:1] == ["greet"])
+    assert "name: string or null, sizes: array or null, times?: integer or null" in line
+    schema = json.loads(text)["greet"]
+    assert "Greet." == schema["description"]
+    assert ["name", "sizes"] == schema["required"]
+    assert ["name", "sizes", "times"] == list(schema["properties"])
 
 
 def test_mistake_in_the_source_is_said_by_the_constructor(java: Path) -> None:
@@ -134,7 +154,7 @@ def test_java_without_a_compiler(java: Path) -> None:
     """What is missing and what to install stand in the error."""
     bare = java / "bin" / "java"
     bare.parent.mkdir()
-    bare.write_text("#!/bin/sh\necho 'openjdk version \"17.0.1\"'\n[ \"$1\" != -m ]\n")
+    bare.write_text('#!/bin/sh\necho \'openjdk version "17.0.1"\'\n[ "$1" != -m ]\n')
     bare.chmod(0o755)
 
     with pytest.raises(WorkerStartError, match=r"has no compiler \(it is a JRE\).*apt install default-jdk-headless"):
