@@ -2406,14 +2406,14 @@ func (w *worker) errorMessage(id any, index int, r report) []byte {
 	return w.tail(e.out)
 }
 
-var idSeen = regexp.MustCompile(`[{,]\s*"id"\s*:\s*(\d{1,16})\s*[,}]`)
+const idSeen = `[{,]\s*"id"\s*:\s*(\d{1,16})\s*[,}]` // compiled when needed: a start has no use for it
 
 // badFrame answers what is no request, with its id if one can be seen, and says so on stderr.
 func (w *worker) badFrame(payload []byte, reason string) {
 	var id any
 	message := "bad frame: " + reason
 	if payload != nil {
-		if found := idSeen.FindSubmatch(payload[:min(len(payload), 4096)]); found != nil {
+		if found := regexp.MustCompile(idSeen).FindSubmatch(payload[:min(len(payload), 4096)]); found != nil {
 			id, _ = strconv.ParseInt(string(found[1]), 10, 64)
 		}
 		message += fmt.Sprintf("; bytes seen: %q", payload[:min(len(payload), 80)])
