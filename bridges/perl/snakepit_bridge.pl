@@ -291,9 +291,12 @@ sub is_lax { $_[0] =~ tr/\xed\xf4-\xff// && $_[0] =~ /\xed[\xa0-\xbf]|\xf4[\x90-
 # The value of a JSON text in UTF-8; dies with a reason.
 sub parse_json {
     ($json, $depth) = ($_[0], 0);
-    $coded = $json =~ tr/\x80-\xff//;
-    die "not UTF-8\n" if $coded && is_lax($json);
-    die "not JSON: a control character\n" if $json =~ tr/\x00-\x08\x0b\x0c\x0e-\x1f//;
+    $coded = 0;
+    if ($json =~ tr/\x00-\x08\x0b\x0c\x0e-\x1f\x80-\xff//) {    # most texts have neither
+        die "not JSON: a control character\n" if $json =~ tr/\x00-\x1f// > $json =~ tr/\t\n\r//;
+        die "not UTF-8\n" if is_lax($json);
+        $coded = 1;
+    }
     $escaped = index($json, '\\') >= 0;
     hide_escapes() if $escaped;
     $coded ||= $escaped;

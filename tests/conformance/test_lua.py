@@ -185,13 +185,85 @@ def test_start_args_need_a_start_function(start: Callable[..., Worker]) -> None:
 
 
 def test_handlers_require_their_neighbours(start: Callable[..., Worker], tmp_path: Path) -> None:
-    """Modules beside the handler file are found; a handler that yields goes on."""
+    """Modules beside the handler file are found."""
     (tmp_path / "neighbour.lua").write_text("return { answer = 42 }")
-    code = "command('ask', function() coroutine.yield(1); return require('neighbour').answer end)"
+    code = "command('ask', function() return require('neighbour').answer end)"
     with start(code) as worker:
         worker.start()
 
         assert 42 == worker.call(1, "ask")["result"]
+
+
+def test_a_handler_cannot_yield(start: Callable[..., Worker]) -> None:
+    """Outside of a coroutine of its own a yield is an error with its line, as in plain Lua; inside it works."""
+    code = """
+    command('stray', function()
+      return coroutine.yield(1)
+    end)
+    command('own', function()
+      local values = {}
+      for value in coroutine.wrap(function() for i = 1, 3 do coroutine.yield(i) end end) do
+        values[#values + 1] = value
+      end
+      return values
+    end)
+    command('caught', function() return { pcall(coroutine.yield), coroutine.isyieldable() } end)
+    """
+    with start(code) as worker:
+        worker.start()
+        error = worker.call(1, "stray")["error"]
+
+        assert "handler_error" == error["code"]
+        assert error["message"].endswith("own.lua:3: attempt to yield from outside a coroutine")
+        assert "own.lua:3: in" in error["traceback"]
+        assert [1, 2, 3] == worker.call(2, "own")["result"]
+        assert [False, False] == worker.call(3, "caught")["result"]
+
+
+def test_a_start_that_yields_fails(start: Callable[..., Worker]) -> None:
+    """The handler file and its start function are in no coroutine either."""
+    with start("on_start(function() coroutine.yield() end)") as worker:
+        assert worker.start()["error"]["message"].endswith("own.lua:1: attempt to yield from outside a coroutine")
+        assert 1 == worker.wait()
+
+
+LARGE = {
+    "deep": (b'{"items":[1,{"a/b":[2,99999999999999999999]}]}', "args/items/1/a~1b/1: integer 99999999999999999999"),
+    "first": (b'[-9223372036854775809,99999999999999999999]', "args/0: integer -9223372036854775809"),
+    "all": (b"18446744073709551616", "args: integer 18446744073709551616"),
+}
+
+
+@pytest.mark.parametrize("case", LARGE)
+def test_an_integer_that_is_too_large_is_named_by_its_path(worker: Worker, case: str) -> None:
+    """The first in the text; what a later key of the same name replaced does not count."""
+    args, words = LARGE[case]
+    worker.send_bytes(frame(b'{"id":1,"command":"identity","args":%b}' % args))
+    error = worker.receive()["error"]
+    worker.send_bytes(frame(b'{"id":2,"command":"identity","args":{"value":99999999999999999999,"value":1}}'))
+
+    assert ("bad_args", "InvalidArguments") == (error["code"], error["type"])
+    assert f"{words} is beyond 64 bits and would be rounded; send it as text" == error["message"]
+    assert 1 == worker.receive()["result"]
+
+
+def test_an_integer_that_is_too_large_costs_one_item(worker: Worker) -> None:
+    """The other items of a batch run."""
+    worker.send_bytes(frame(b'{"id":1,"command":"identity","batch":[{"value":1},{"value":99999999999999999999}]}'))
+    done, refused = worker.receive(), worker.receive()
+
+    assert 1 == done["result"]
+    assert refused["error"]["message"].startswith("args/value: integer 99999999999999999999 is beyond 64 bits")
+
+
+def test_start_args_are_not_rounded(start: Callable[..., Worker]) -> None:
+    """A start argument that is too large fails the start."""
+    with start("on_start(print)") as worker:
+        ping = b'{"worker_id":"w1","protocol":{"versions":[1],"capabilities":["errors"]},"start_args":{"n":%d}}'
+        worker.send_bytes(frame(b'{"id":0,"command":"ping","args":%b}' % (ping % 2**64)))
+
+        assert worker.receive()["error"]["message"].startswith("args/start_args/n: integer 18446744073709551616 ")
+        assert 1 == worker.wait()
 
 
 @pytest.mark.parametrize("level", [1, 0])
