@@ -6,12 +6,8 @@
 # Perl 5.26 and later, core modules only.  A handler file finds command, on_start, true, false and bytes
 # in package main; a module of its own gets them by `use Snakepit;`.  PROTOCOL.md is the normative text.
 
-use 5.026;
-use strict;
-use warnings;
-no warnings qw(recursion surrogate non_unicode);
-
-BEGIN { warnings->unimport('experimental::builtin') if $] >= 5.036 }
+use 5.026;                                  # strict, too
+BEGIN { ${^WARNING_BITS} = '' }             # what `no warnings` does; to load it takes a sixth of the start
 
 # ----------------------------------------------------------------------------- what handler files use
 
@@ -75,18 +71,25 @@ sub import {
     *{"${into}::$_"} = \&{$_} for qw(command on_start true false bytes);
 }
 
+# What `use overload` does, with its fallback; to load it takes a tenth of the start.
+sub overload {
+    my ($class, %operations) = @_;
+    no strict 'refs';
+    *{"${class}::(("} = *{"${class}::()"} = sub { };
+    ${"${class}::()"} = 1;
+    *{"${class}::($_"} = $operations{$_} for keys %operations;
+}
+
 $INC{'Snakepit.pm'} = __FILE__;
 
 package main;
 Snakepit->import;
 
 # The class that the JSON modules share; loading it from JSON::PP takes as long as all else here.
-package JSON::PP::Boolean;
-use overload '0+' => sub { ${ $_[0] } }, '++' => sub { $_[0] = ${ $_[0] } + 1 }, '--' => sub { $_[0] = ${ $_[0] } - 1 },
-    fallback => 1;
+Snakepit::overload('JSON::PP::Boolean',
+    '0+' => sub { ${ $_[0] } }, '++' => sub { $_[0] = ${ $_[0] } + 1 }, '--' => sub { $_[0] = ${ $_[0] } - 1 });
 
-package Snakepit::Bytes;
-use overload '""' => sub { ${ $_[0] } }, 'bool' => sub { 1 }, fallback => 1;
+Snakepit::overload('Snakepit::Bytes', '""' => sub { ${ $_[0] } }, 'bool' => sub { 1 });
 
 # What a handler gets as its second parameter.
 package Snakepit::Context;
@@ -583,7 +586,8 @@ my ($traced, $trace) = ('');                # the exception that was thrown last
 # Called by Perl at every die: only now is the stack still there.
 sub note_trace {
     my ($error) = @_;
-    my $name = ref $error ? overload::StrVal($error) : $error // '';
+    return if ref $error eq 'Snakepit::Refusal';
+    my $name = identity($error) // '';
     return if ref $error && $traced eq $name;    # thrown again: the first place counts
     my @frames;
     while (my @frame = (caller scalar @frames)[1 .. 3]) {
@@ -610,8 +614,15 @@ sub field {
     return $value;
 }
 
+sub identity {
+    my ($value) = @_;
+    return $value if !ref $value;
+    require overload;
+    return overload::StrVal($value);
+}
+
 # As Scalar::Util::blessed, which takes time to load.
-sub is_object { ref $_[0] && overload::StrVal($_[0]) =~ /=/ }
+sub is_object { ref $_[0] && identity($_[0]) =~ /=/ }
 
 sub type_of { is_object($_[0]) ? ref $_[0] : 'Error' }
 
@@ -631,7 +642,7 @@ sub describe {
     my ($error) = @_;
     return { %$error, message => cap($error->{message}), traceback => undef, language => 'perl' }
         if ref $error eq 'Snakepit::Refusal';
-    my $known  = $traced eq (ref $error ? overload::StrVal($error) : $error);
+    my $known  = $traced eq identity($error);
     my %report = (
         code      => 'handler_error',
         type      => type_of($error),
