@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -84,11 +85,42 @@ def test_strings_with_escapes(worker: Worker) -> None:
     assert '"\\/\b\f\n\r\t\0\u00e9\U0001f600\\ud83d' == worker.receive()["result"]
 
 
+LONG_TEXTS = {
+    "three kinds": '"\n\\' * 50_000,
+    "each": "".join(map(chr, range(0x80))) * 100,
+    "controls": "\x01\x7f\x00" * 10_000,
+    "wide": '\u00e9"\U0001f600\n' * 10_000,
+    "no escapes": "The quick brown fox. " * 10_000,
+}
+
+
+@pytest.mark.parametrize("case", LONG_TEXTS)
+@pytest.mark.parametrize("ascii_alone", [False, True])
+def test_long_texts_come_back(worker: Worker, case: str, ascii_alone: bool) -> None:
+    """As they were, whether they were sent in UTF-8 or as escapes, and with white space around them."""
+    value = [LONG_TEXTS[case], {LONG_TEXTS[case]: ""}]
+    message = {"id": 1, "command": "identity", "args": {"value": value}}
+    worker.send_bytes(frame(json.dumps(message, ensure_ascii=ascii_alone, indent=1).encode()))
+
+    assert value == worker.receive()["result"]
+
+
 @pytest.mark.parametrize(
     "value",
     [
         *(b"01", b"-", b"-01", b"1.", b".5", b"1.e5", b"1e", b"1e+", b"+1", b"0x10", b"1.5.5", b"1-1", b"--1"),
         *(b"[1,]", b"[,1]", b"[1 2]", b"{,}", b'{"a":1,}', b'{"a" 1}', b"{a:1}", b"[", b'"', b"nul", b"True", b""),
+        *(
+            b"\\u0031",
+            b'\\u0022a"',
+            b"[1,\\n2]",
+            b"[\\u0020]",
+            b"1\\t",
+            b'"\\\\\\x"',
+            b'"\\\\ud83d\\ude00"',
+            b'"\\n\n"',
+            b'"\\n\xfe"',
+        ),
         *(b'"\\x"', b'"\\u12"', b'"\\ud83d x"', b'"\\udc00"', b'"\n"', b'"\0"', b"'a'", b"[1}", b"\xc2\xa01"),
     ],
 )
@@ -229,7 +261,7 @@ def test_a_start_that_yields_fails(start: Callable[..., Worker]) -> None:
 
 LARGE = {
     "deep": (b'{"items":[1,{"a/b":[2,99999999999999999999]}]}', "args/items/1/a~1b/1: integer 99999999999999999999"),
-    "first": (b'[-9223372036854775809,99999999999999999999]', "args/0: integer -9223372036854775809"),
+    "first": (b"[-9223372036854775809,99999999999999999999]", "args/0: integer -9223372036854775809"),
     "all": (b"18446744073709551616", "args: integer 18446744073709551616"),
 }
 
