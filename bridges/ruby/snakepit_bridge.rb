@@ -942,11 +942,11 @@ module Snakepit
       (0...data.bytesize).step(@stream.max_frame).map { |from| data.byteslice(from, @stream.max_frame) }
     end
 
-    # +place+ precedes the message where that alone has to say what is wrong.
+    # +place+ follows the first line of the message where that alone has to say what is wrong.
     def reply_error(id, index, error, place = nil)
       @stream.flush unless index
       report = describe(error)
-      report['message'] = Snakepit.cap("#{place}: #{report['message']}") if place
+      report['message'] = Snakepit.cap(report['message'].sub(/$/) { " (#{place})" }) if place
       text = error_text(id, index, report)
       if text.bytesize > @stream.max_frame
         message = report['message'].byteslice(0, [16, @stream.max_frame / 8].max).scrub('')
