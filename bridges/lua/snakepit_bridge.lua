@@ -55,6 +55,7 @@ local Bytes = {
   __tostring = function(bytes) return bytes.data end,
   __eq = function(a, b) return a.data == b.data end,
 }
+local Large = { __name = "integer" } -- one that 64 bits cannot hold: its `digits`, and `at` which index they were
 local Refusal = { __name = "refusal" } -- an error that is answered without a traceback: the message says it all
 local Raised = { __name = "raised" } -- what a handler raised, and where
 
@@ -91,24 +92,42 @@ end
 ------------------------------------------------------------------------------------------------------- JSON
 
 local ESCAPES = { ['"'] = '\\"', ["\\"] = "\\\\", ["\n"] = "\\n", ["\r"] = "\\r", ["\t"] = "\\t" }
+local CONTROLS = {} -- "\0" to "\31"
+local ESCAPED = { "\\", '"' } -- the keys of ESCAPES; the backslash first, since the others bring more of them
 for code = 0, 31 do
   local char = string.char(code)
   ESCAPES[char] = ESCAPES[char] or format("\\u%04x", code)
+  CONTROLS[code + 1], ESCAPED[code + 3] = char, char
 end
 
+-- Bytes that UTF-8 does not have.  While a message is read they stand for a quote, a backslash and white space, where
+-- these would mislead the reader; NOTHING precedes an escaped character that is no text outside of strings.
+local QUOTE, BACKSLASH, SPACE, NOTHING = "\xFF", "\xFE", "\xFD", "\xFC"
 local UNESCAPES = {
-  ['"'] = '"', ["\\"] = "\\", ["/"] = "/",
-  b = "\b", f = "\f", n = "\n", r = "\r", t = "\t",
+  ['\\"'] = QUOTE, ["\\\\"] = BACKSLASH, ["\\/"] = "/",
+  ["\\b"] = "\b", ["\\f"] = "\f", ["\\n"] = "\n", ["\\r"] = "\r", ["\\t"] = "\t",
 }
-setmetatable(UNESCAPES, { __index = function(_, letter) error("a bad escape \\" .. valid_text(letter), 0) end })
 
 local PLAIN = "^[a-~ #-[^-`!%]]*$" -- ASCII that needs no escape
+local LONG = 4096 -- from here on a search for one certain byte, of which C takes many at a time, costs next to nothing
+
+local function has_control(text)
+  if #text < LONG then return not find(text, "^%C*$") end
+  for i = 1, 32 do
+    if find(text, CONTROLS[i], 1, true) then return true end
+  end
+  return false
+end
 
 local function quote(text)
-  local plain = find(text, PLAIN)
-    or not find(text, '"', 1, true) and not find(text, "\\", 1, true) and find(text, "^%C*$") -- twice as fast as gsub
-  if plain then return '"' .. text .. '"' end
-  return '"' .. gsub(text, '[%c"\\]', ESCAPES) .. '"'
+  if #text < LONG then return '"' .. gsub(text, '[%c"\\]', ESCAPES) .. '"' end
+  local kinds = {}
+  for i = 1, #ESCAPED do
+    if find(text, ESCAPED[i], 1, true) then kinds[#kinds + 1] = ESCAPED[i] end
+  end
+  if kinds[4] then return '"' .. gsub(text, '[%c"\\]', ESCAPES) .. '"' end
+  for _, char in ipairs(kinds) do text = gsub(text, char, ESCAPES[char]) end -- three take as long as all in one
+  return '"' .. text .. '"'
 end
 
 --- The shortest text that is read as the same float, and as a float.
@@ -117,6 +136,15 @@ local function float_text(value)
   if tonumber(text) ~= value then text = format("%.16g", value) end
   if tonumber(text) ~= value then text = format("%.17g", value) end
   return find(text, "^-?%d+$") and text .. ".0" or text
+end
+
+--- A key as it stands in a path.
+local function pointer_part(key)
+  return (gsub(gsub(tostring(key), "~", "~0"), "/", "~1"))
+end
+
+local function shorten(path)
+  return #path <= 200 and path or sub(path, 1, 120) .. "..." .. sub(path, -60)
 end
 
 --- Encode a value strictly.
@@ -130,15 +158,13 @@ local function encode(value, root, attachments)
   local function path(depth)
     local parts = { root }
     for d = 1, depth do
-      parts[d + 1] = gsub(gsub(tostring(keys[d]), "~", "~0"), "/", "~1")
+      parts[d + 1] = pointer_part(keys[d])
     end
     return concat(parts, "/")
   end
 
   local function refuse(depth, ...)
-    local at = path(depth)
-    if #at > 200 then at = sub(at, 1, 120) .. "..." .. sub(at, -60) end
-    error(refusal("encode_error", "EncodeError", cap(at .. ": " .. format(...))))
+    error(refusal("encode_error", "EncodeError", cap(shorten(path(depth)) .. ": " .. format(...))))
   end
 
   local function check_text(text, depth)
@@ -214,7 +240,7 @@ local function encode(value, root, attachments)
   function write(value, depth)
     local kind = type(value)
     if kind == "string" then
-      if find(value, PLAIN) then return put('"' .. value .. '"') end
+      if #value < LONG and find(value, PLAIN) then return put('"' .. value .. '"') end
       check_text(value, depth)
       put(quote(value))
     elseif kind == "number" then
@@ -238,66 +264,82 @@ local function encode(value, root, attachments)
   return concat(out)
 end
 
---- Decode strict JSON.  Returns the value, and the first integer that 64 bits cannot hold, or nil.
+--- What stands for the character of this code.
+local function code_point(code)
+  if code == 34 then return QUOTE end
+  if code == 92 then return BACKSLASH end
+  return (code >= 32 and code < 127 and NOTHING or "") .. utf8.char(code)
+end
+
+local function pair_of_surrogates(high, low)
+  return code_point(0x10000 + (tonumber(high, 16) - 0xD800 << 10) + tonumber(low, 16) - 0xDC00)
+end
+
+local UnicodeEscapes = {} -- {"\\u00e9": what stands for it}, filled as they come
+function UnicodeEscapes.__index(known, escape)
+  local code = tonumber(match(escape, "^\\u(%x%x%x%x)$") or error("\\u without four digits", 0), 16)
+  if code >= 0xD800 and code < 0xE000 then error("a lone surrogate " .. escape, 0) end
+  known[escape] = code_point(code)
+  return known[escape]
+end
+
+--- Replace all escapes in a JSON text.  Outside of strings they are still errors: nothing that replaces one can be
+-- there.
+local function replace_escapes(text)
+  local some_escaped = find(text, "\\\\", 1, true)
+  if some_escaped then
+    text = gsub(text, "\\.", UNESCAPES)
+  else -- every backslash begins an escape, and a pattern of certain characters takes half the time
+    if find(text, '\\"', 1, true) then text = gsub(text, '\\"', QUOTE) end
+    if find(text, "\\n", 1, true) then text = gsub(text, "\\n", "\n") end
+  end
+  if find(text, "\\ud", 1, true) or find(text, "\\uD", 1, true) then
+    text = gsub(text, "\\u([dD][89abAB]%x%x)\\u([dD][c-fC-F]%x%x)", pair_of_surrogates)
+  end
+  if find(text, "\\u", 1, true) then text = gsub(text, "\\u....", setmetatable({}, UnicodeEscapes)) end
+  if not some_escaped and find(text, "\\", 1, true) then text = gsub(text, "\\.", UNESCAPES) end
+  local at = find(text, "\\", 1, true)
+  if at then error("a bad escape " .. valid_text(sub(text, at, at + 5)), 0) end
+  return text
+end
+
+--- Decode strict JSON.  Returns the value, and whether some integer in it is a Large.
 --
 -- Raises text that says what is wrong.
 local function decode(text)
   if invalid_utf8(text) then error("not UTF-8", 0) end
-  -- Seen once in the whole text, so that most strings need no look of their own.
-  local has_controls = not find(text, "^%C*$")
   local has_escapes = find(text, "\\", 1, true)
-  local large
+  local has_large = false
 
   local function fail(what, at)
-    error(format("%s at offset %d", what, at - 1), 0)
+    error(has_escapes and what or format("%s at offset %d", what, at - 1), 0) -- the text read is shorter than the host's
   end
+
+  -- Control characters and escapes are replaced once in the whole text, so that most strings need no look of their own.
+  local has_spaces = has_control(text)
+  if has_spaces then
+    text = gsub(text, "[\t\n\r]", SPACE)
+    local at = find(text, "[\0-\31]")
+    if at then fail("a control character", at) end
+  end
+  if has_escapes then text = replace_escapes(text) end
 
   local function skip(at)
     local char = byte(text, at)
-    if char and char <= 32 then return find(text, "[^ \t\n\r]", at) or #text + 1 end
+    if char == 32 or char == 0xFD then return find(text, "[^ \xFD]", at) or #text + 1 end
     return at
-  end
-
-  --- The character of the escape \uXXXX, or of a pair of them, and the index behind it.
-  local function code_point(raw, at)
-    local hex = match(raw, "^%x%x%x%x", at + 2) or error("\\u without four digits", 0)
-    local code = tonumber(hex, 16)
-    if code < 0xD800 or code > 0xDFFF then return utf8.char(code), at + 6 end
-    local low = code < 0xDC00 and match(raw, "^\\u([dD][c-fC-F]%x%x)", at + 6)
-    if not low then error("a lone surrogate \\u" .. hex, 0) end
-    return utf8.char(0x10000 + (code - 0xD800 << 10) + tonumber(low, 16) - 0xDC00), at + 12
-  end
-
-  local function unescape(raw)
-    if not find(raw, "\\u", 1, true) then return (gsub(raw, "\\(.)", UNESCAPES)) end
-    local parts, from = {}, 1
-    local at = find(raw, "\\", 1, true)
-    while at do
-      local letter = sub(raw, at + 1, at + 1)
-      parts[#parts + 1] = sub(raw, from, at - 1)
-      if letter == "u" then
-        parts[#parts + 1], from = code_point(raw, at)
-      else
-        parts[#parts + 1], from = UNESCAPES[letter], at + 2
-      end
-      at = find(raw, "\\", from, true)
-    end
-    parts[#parts + 1] = sub(raw, from)
-    return concat(parts)
   end
 
   local function string_at(start)
     local stop = find(text, '"', start, true)
-    while has_escapes and stop do
-      local before = stop - 1
-      while byte(text, before) == 92 do before = before - 1 end
-      if (stop - before) % 2 == 1 then break end
-      stop = find(text, '"', stop + 1, true)
-    end
     if not stop then fail("a string without an end", start - 1) end
     local raw = sub(text, start, stop - 1)
-    if has_controls and find(raw, "[\0-\31]") then fail("a control character in a string", start - 1) end
-    if has_escapes and find(raw, "\\", 1, true) then raw = unescape(raw) end
+    if has_escapes then
+      if find(raw, QUOTE, 1, true) then raw = gsub(raw, QUOTE, '"') end
+      if find(raw, BACKSLASH, 1, true) then raw = gsub(raw, BACKSLASH, "\\") end
+      if find(raw, NOTHING, 1, true) then raw = gsub(raw, NOTHING, "") end
+    end
+    if has_spaces and find(raw, SPACE, 1, true) then fail("a control character in a string", start - 1) end
     return raw, stop + 1
   end
 
@@ -315,7 +357,9 @@ local function decode(text)
     else
       literal = sub(text, start, last)
       value = tonumber(literal)
-      if math_type(value) ~= "integer" then large = large or sub(literal, 1, 80) end
+      if math_type(value) ~= "integer" then
+        value, has_large = setmetatable({ digits = sub(literal, 1, 80), at = start }, Large), true
+      end
     end
     if find(literal, "^-?0%d") then fail("a number with a leading zero", start) end
     return value, start + #literal
@@ -367,7 +411,7 @@ local function decode(text)
 
   function value_at(at, depth)
     local char = byte(text, at)
-    if char and char <= 32 then
+    if char == 32 or char == 0xFD then
       at = skip(at)
       char = byte(text, at)
     end
@@ -384,7 +428,23 @@ local function decode(text)
 
   local value, at = value_at(1, 0)
   if skip(at) <= #text then fail("more text after the value", at) end
-  return value, large
+  return value, has_large
+end
+
+--- The refusal of the first Large in a value, or nil.
+local function refuse_large(value, root)
+  local first, place
+  local function look(item, path)
+    local kind = getmetatable(item)
+    if kind == Large then
+      if not first or item.at < first.at then first, place = item, path end
+    elseif kind == Object or kind == Array then
+      for key, below in next, item do look(below, path .. "/" .. (kind == Array and key - 1 or pointer_part(key))) end
+    end
+  end
+  look(value, root)
+  if not first then return end
+  return bad_args("%s: integer %s is beyond 64 bits and would be rounded; send it as text", shorten(place), first.digits)
 end
 
 ----------------------------------------------------------------------------------------------------- frames
@@ -617,6 +677,10 @@ end
 --- The message handler of every call of user code.
 local function traced(thrown)
   if getmetatable(thrown) == Refusal then return thrown end
+  if thrown == "attempt to yield across a C-call boundary" then -- true of the bridge; for a handler:
+    local caller = debug.getinfo(3, "Sl")
+    thrown = format("%s:%d: attempt to yield from outside a coroutine", caller.short_src, caller.currentline)
+  end
   local described, report = pcall(describe, thrown)
   if not described then report = { type = "LuaError", message = "an error that cannot be described" } end
   if report.message == "" then report.message = report.type end
@@ -879,7 +943,7 @@ local function given(value)
   if value ~= null then return value end
 end
 
-local function serve(id, message, large)
+local function serve(id, message, has_large)
   local args, name = message.args, message.command
   if args == nil then args = setmetatable({}, Object) end
   local session, deadline, batch, problem
@@ -890,7 +954,7 @@ local function serve(id, message, large)
   local function check(valid, ...)
     if not valid then problem = problem or bad_args(...) end
   end
-  check(not large, "request %d: integer %s is beyond 64 bits and would be rounded; send it as text", id, large)
+  if has_large then problem = problem or refuse_large(args, "args") end
   check(not deadline or type(deadline) == "number", "request %d: 'deadline_ms' must be a number", id)
   check(not session or type(session) == "string", "request %d: 'session' must be a string", id)
   check(batch == nil or is_array(batch), "request %d: 'batch' must be an array", id)
@@ -917,7 +981,8 @@ local function serve(id, message, large)
       flush()
       since_cpu, since = cpu, time
     end
-    if problem then reply_error(id, i - 1, problem) else answer(handler, id, i - 1, item, session, deadline) end
+    local refused = problem or has_large and refuse_large(item, "args")
+    if refused then reply_error(id, i - 1, refused) else answer(handler, id, i - 1, item, session, deadline) end
   end
   flush()
 end
@@ -961,10 +1026,12 @@ local function process_id()
 end
 
 --- Negotiate, load the handlers, run their start function.  Returns the result of a level-1 ping, or nil.
-local function start(message, handlers)
+local function start(message, has_large, handlers)
   local args = message.command == "ping" and is_object(message.args) and message.args or {}
   local protocol = negotiate(args.protocol)
   if type(args.worker_id) == "string" then worker_id = args.worker_id end
+  local refused = has_large and refuse_large(args, "args")
+  if refused then error(refused) end
   if handlers then load_handlers(handlers) end
   local start_args = args.start_args
   if start_args == nil then start_args = null end
@@ -990,7 +1057,7 @@ local function step(handlers)
   local length = read_length()
   if not length then return false end
   local payload = read_payload(length)
-  local parsed, message, large = pcall(decode, payload)
+  local parsed, message, has_large = pcall(decode, payload)
   if not parsed or not is_object(message) then
     bad_frame(parsed and "not an object" or tostring(message), payload)
     return true
@@ -1006,7 +1073,7 @@ local function step(handlers)
   end
   payload = nil -- a large frame is not kept while its handler runs
   if not started then
-    local done, result = xpcall(start, traced, message, handlers)
+    local done, result = xpcall(start, traced, message, has_large, handlers)
     if not done then
       reply_error(id, nil, result)
       flush()
@@ -1019,7 +1086,7 @@ local function step(handlers)
       return true
     end
   end
-  serve(id, message, large)
+  serve(id, message, has_large)
   return true
 end
 
@@ -1044,7 +1111,9 @@ local function main(words)
   os.exit(0)
 end
 
--- The program `lua` answers the first SIGINT by an error in the main coroutine: nothing may run there.
-local worker = coroutine.wrap(main)
+-- The program `lua` answers the first SIGINT by an error in the main coroutine: nothing may run there.  Yet a handler
+-- is in no coroutine of its own: the call through C refuses its yield, as plain Lua does.
+local worker = coroutine.wrap(function(words)
+  gsub("run", "run", function() main(words) end)
+end)
 worker({ ... })
-while true do worker() end -- a handler has yielded, and nobody but it knows what for

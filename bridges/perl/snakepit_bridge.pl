@@ -6,12 +6,8 @@
 # Perl 5.26 and later, core modules only.  A handler file finds command, on_start, true, false and bytes
 # in package main; a module of its own gets them by `use Snakepit;`.  PROTOCOL.md is the normative text.
 
-use 5.026;
-use strict;
-use warnings;
-no warnings qw(recursion surrogate non_unicode);
-
-BEGIN { warnings->unimport('experimental::builtin') if $] >= 5.036 }
+use 5.026;                                  # strict, too
+BEGIN { ${^WARNING_BITS} = '' }             # what `no warnings` does; to load it takes a sixth of the start
 
 # ----------------------------------------------------------------------------- what handler files use
 
@@ -75,18 +71,25 @@ sub import {
     *{"${into}::$_"} = \&{$_} for qw(command on_start true false bytes);
 }
 
+# What `use overload` does, with its fallback; to load it takes a tenth of the start.
+sub overload {
+    my ($class, %operations) = @_;
+    no strict 'refs';
+    *{"${class}::(("} = *{"${class}::()"} = sub { };
+    ${"${class}::()"} = 1;
+    *{"${class}::($_"} = $operations{$_} for keys %operations;
+}
+
 $INC{'Snakepit.pm'} = __FILE__;
 
 package main;
 Snakepit->import;
 
 # The class that the JSON modules share; loading it from JSON::PP takes as long as all else here.
-package JSON::PP::Boolean;
-use overload '0+' => sub { ${ $_[0] } }, '++' => sub { $_[0] = ${ $_[0] } + 1 }, '--' => sub { $_[0] = ${ $_[0] } - 1 },
-    fallback => 1;
+Snakepit::overload('JSON::PP::Boolean',
+    '0+' => sub { ${ $_[0] } }, '++' => sub { $_[0] = ${ $_[0] } + 1 }, '--' => sub { $_[0] = ${ $_[0] } - 1 });
 
-package Snakepit::Bytes;
-use overload '""' => sub { ${ $_[0] } }, 'bool' => sub { 1 }, fallback => 1;
+Snakepit::overload('Snakepit::Bytes', '""' => sub { ${ $_[0] } }, 'bool' => sub { 1 });
 
 # What a handler gets as its second parameter.
 package Snakepit::Context;
@@ -282,8 +285,8 @@ sub open_stream {
 # Before 5.30 Perl read some decimals with an error in the last bit.
 *to_float = $] >= 5.030 ? sub { 0 + $_[0] } : sub { require POSIX; scalar POSIX::strtod($_[0]) };
 
-my ($json, $wide, $depth);                  # the text that is read, whether it is more than ASCII, levels open
-my %UNESCAPE = ('"' => '"', '\\' => '\\', '/' => '/', b => "\b", f => "\f", n => "\n", r => "\r", t => "\t");
+my ($json, $escaped, $coded, $depth);       # the text that is read, whether it had escapes, whether its strings
+                                            # need decoding, levels open
 
 # Whether bytes that Perl takes for UTF-8 have a surrogate or a code point beyond U+10FFFF.
 sub is_lax { $_[0] =~ tr/\xed\xf4-\xff// && $_[0] =~ /\xed[\xa0-\xbf]|\xf4[\x90-\xbf]|[\xf5-\xff]/ }
@@ -291,8 +294,15 @@ sub is_lax { $_[0] =~ tr/\xed\xf4-\xff// && $_[0] =~ /\xed[\xa0-\xbf]|\xf4[\x90-
 # The value of a JSON text in UTF-8; dies with a reason.
 sub parse_json {
     ($json, $depth) = ($_[0], 0);
-    $wide = $json =~ tr/\x80-\xff//;
-    die "not UTF-8\n" if $wide && is_lax($json);
+    $coded = 0;
+    if ($json =~ tr/\x00-\x08\x0b\x0c\x0e-\x1f\x80-\xff//) {    # most texts have neither
+        die "not JSON: a control character\n" if $json =~ tr/\x00-\x1f// > $json =~ tr/\t\n\r//;
+        die "not UTF-8\n" if is_lax($json);
+        $coded = 1;
+    }
+    $escaped = index($json, '\\') >= 0;
+    hide_escapes() if $escaped;
+    $coded ||= $escaped;
     $json =~ /\G[ \t\n\r]*+/gc;
     my $value = read_value();
     $json =~ /\G[ \t\n\r]*+\z/gc or malformed('the end');
@@ -300,10 +310,50 @@ sub parse_json {
     return $value;
 }
 
-sub malformed { die sprintf "not JSON at byte %d: expected %s\n", pos $json // 0, $_[0] }
+# Replace each escape by its character, and where that would mean something else to the reader, by a byte that UTF-8
+# does not have: \xf5 to \xf9 are tab, newline, return, quote and backslash, \xfa precedes printable ASCII.  A string
+# then ends at the next quote, and an escape outside of one is still an error.
+sub hide_escapes {
+    $json =~ s/\\\\/\xf9/g;                  # from here on each backslash begins an escape
+    while ($json =~ /\\u(00[01][0-9a-fA-F])/) {
+        my ($escape, $control) = ("\\\\u$1", code_point($1));
+        $json =~ s/$escape/$control/g;      # what is not made of the match is replaced much faster
+    }
+    my %codes;
+    $json =~ s/\\u([dD][89abAB]..\\u[dD][c-fC-F]..|.{0,4})/$codes{$1} \/\/= code_point($1)/gse;
+
+    # The letters by bits, which is several times as fast as a pattern: a string of them alone is changed to the
+    # difference between each letter and what it stands for.
+    my $letters = "\0" . $json =~ tr/\\\x00-\xff/\xff\x00/r;
+    $letters &= $json;
+    die "not JSON: a bad escape\n" if $letters =~ tr{"/bfnrt}{} != $json =~ tr/\\//;
+    $letters =~ tr{"bfnrt\x00-\xff}{\xda\x6a\x6a\x98\x85\x81\x00};
+    $json ^= $letters;
+    undef $letters;                         # else the scalar keeps its memory for the next time
+    $json =~ tr/\\//d;
+}
+
+# The byte or bytes for the digits of \uXXXX, or of a pair of them.
+sub code_point {
+    my ($first, $second) = $_[0] =~ /^([0-9a-fA-F]{4})(?:\\u([0-9a-fA-F]{4}))?\z/
+        or die "not JSON: \\u without four hexadecimal digits\n";
+    my $code = hex $first;
+    if    (defined $second)              { $code = 0x10000 + (($code - 0xd800) << 10) + hex($second) - 0xdc00 }
+    elsif ($first =~ /^[dD][89a-fA-F]/) { die "lone surrogate \\u$first\n" }
+    utf8::encode(my $text = chr $code);
+    return $text if $text =~ tr/\t\n\r"\\/\xf5-\xf9/;
+    return $code < 0x20 || $code > 0x7e ? $text : "\xfa$text";
+}
+
+sub malformed {
+    my ($due) = @_;
+    my $place = $escaped ? '' : sprintf ' at byte %d', pos $json // 0;    # the reader's text is shorter than the host's
+    die "not JSON$place: expected $due\n";
+}
 
 sub decoded {
     my ($octets) = @_;
+    $octets =~ tr/\xf5-\xfa/\t\n\r"\\/d;
     utf8::decode($octets) or die "not UTF-8\n";
     return $octets;
 }
@@ -311,13 +361,12 @@ sub decoded {
 # One pattern for all kinds of values: one that needs a certain character looks for it to the end of the text first.
 sub read_value {
     $json =~ /\G(?:
-        "([^"\\\x00-\x1f]*+)"
+        "([^"\t\n\r]*+)"
         | (-?(?:0|[1-9][0-9]*+)) ((?:\.[0-9]++)?(?:[eE][-+]?[0-9]++)?)
         | ([{[]) [ \t\n\r]*+ ([]}]?)
-        | (")
         | (true|false|null)
     )/gcx or malformed('a value');
-    return $wide ? decoded($1) : $1 if defined $1;
+    return $coded ? decoded($1) : $1 if defined $1;
     if (defined $2) {
         return 0 + $2 if $3 eq '' && length $2 <= $EXACT_DIGITS;
         return $3 eq '' ? read_integer($2) : read_float("$2$3");
@@ -329,8 +378,7 @@ sub read_value {
         $depth--;
         return $value;
     }
-    return read_string() if defined $6;
-    return $7 eq 'null' ? undef : $7 eq 'true' ? $TRUE : $FALSE;
+    return $6 eq 'null' ? undef : $6 eq 'true' ? $TRUE : $FALSE;
 }
 
 # The rest of an object, whose brace or first two braces are read.
@@ -341,23 +389,18 @@ sub read_object {
     while ($end ne '}') {
         # Most members in one step; the rest in several.
         my $is_simple = $json =~ /\G
-            "([^"\\\x00-\x1f]*+)" [ \t\n\r]*+ : [ \t\n\r]*+
-            (?: "([^"\\\x00-\x1f]*+)" | (-?(?:0|[1-9][0-9]{0,14}+)) ) [ \t\n\r]*+
+            "([^"\t\n\r]*+)" [ \t\n\r]*+ : [ \t\n\r]*+
+            (?: "([^"\t\n\r]*+)" | (-?(?:0|[1-9][0-9]{0,14}+)) ) [ \t\n\r]*+
             ([,}]) [ \t\n\r]*+
         /gcx;
         if ($is_simple) {
-            my $key = $wide ? decoded($1) : $1;
-            $object{$key} = defined $3 ? 0 + $3 : $wide ? decoded($2) : $2;
+            my $key = $coded ? decoded($1) : $1;
+            $object{$key} = defined $3 ? 0 + $3 : $coded ? decoded($2) : $2;
             $end = $4;
             next;
         }
-        $json =~ /\G"(?:([^"\\\x00-\x1f]*+)"[ \t\n\r]*+:[ \t\n\r]*+)?/gc or malformed('a key');
-        my $key = $1;
-        if (!defined $key) {
-            $key = read_string();
-            $json =~ /\G[ \t\n\r]*+:[ \t\n\r]*+/gc or malformed("':'");
-        }
-        elsif ($wide) { $key = decoded($key) }
+        $json =~ /\G"([^"\t\n\r]*+)"[ \t\n\r]*+:[ \t\n\r]*+/gc or malformed('a key');
+        my $key = $coded ? decoded($1) : $1;
         $object{$key} = read_value();
         $json =~ /\G[ \t\n\r]*+([,}])[ \t\n\r]*+/gc or malformed("',' or '}'");
         $end = $1;
@@ -375,50 +418,6 @@ sub read_array {
         $end = $1;
     }
     return \@array;
-}
-
-# The rest of a string that has escapes, or ends too early.
-sub read_string {
-    my $text = '';
-    while (1) {
-        # A repeated group is cut off after 32,766 rounds, without an error.
-        $json =~ m{\G([^"\\\x00-\x1f]*+(?:\\["\\/bfnrtu][^"\\\x00-\x1f]*+){0,30000}+)("?)}gc;
-        $text .= $1;
-        last if $2 ne '';
-        malformed('text') if $1 eq '';
-    }
-    if (index($text, '\\u') < 0) {
-        # A pattern for each letter is several times as fast as one with a hash.  NUL stands for a backslash that is
-        # read: none can be in the text as it came.
-        for ($text) {
-            s/\\\\/\0/g;
-            s/\\"/"/g;
-            s/\\n/\n/g;
-            s/\\r/\r/g;
-            s/\\t/\t/g;
-            s/\\([bf\/])/$UNESCAPE{$1}/g;
-            tr/\0/\\/;
-        }
-    }
-    else {
-        $text =~ s{\\(?:u([dD][89abAB][0-9a-fA-F]{2})\\u([dD][c-fC-F][0-9a-fA-F]{2})|u(.{0,4})|(.))}
-                  {defined $4 ? $UNESCAPE{$4} : defined $1 ? surrogates($1, $2) : code_point($3)}gse;
-    }
-    return decoded($text);
-}
-
-sub surrogates {
-    my ($high, $low) = map { hex } @_;
-    utf8::encode(my $text = chr(0x10000 + (($high - 0xd800) << 10) + $low - 0xdc00));
-    return $text;
-}
-
-sub code_point {
-    my ($digits) = @_;
-    $digits =~ /^[0-9a-fA-F]{4}\z/ or die "not JSON: \\u without four hexadecimal digits\n";
-    $digits =~ /^[dD][89a-fA-F]/ and die "lone surrogate \\u$digits\n";
-    utf8::encode(my $text = chr hex $digits);
-    return $text;
 }
 
 sub read_integer {
@@ -439,15 +438,28 @@ sub read_float {
 my ($text, $root, @path, $attachments, $careful);    # what is written, of which value, and where in it
 my %ESCAPE = ((map { chr($_) => sprintf '\\u%04x', $_ } 0 .. 31), "\b" => '\\b', "\f" => '\\f');
 
-# Escapes text in place; a pattern for each frequent character is several times as fast as one with a hash.
+# Escapes text in UTF-8 in place.
 sub escape {
     for ($_[0]) {
-        s/\\/\\\\/g;
-        s/"/\\"/g;
-        s/\n/\\n/g;
-        s/\r/\\r/g;
-        s/\t/\\t/g;
-        s/([\x00-\x1f])/$ESCAPE{$1}/g;
+        if (tr/\x80-\xff//) {
+            # A pattern for each character is several times as fast as one with a hash.
+            s/\\/\\\\/g;
+            s/"/\\"/g;
+            s/\n/\\n/g;
+            s/\r/\\r/g;
+            s/\t/\\t/g;
+        }
+        else {
+            # Of ASCII alone Perl can make two bytes of one at once, where it encodes U+0080 and what follows.
+            tr/"\\\n\r\t\x08\x0c/\x80-\x86/;
+            utf8::encode($_);
+            tr/\xc2\x80-\x86/\\"\\nrtbf/;
+        }
+        next if !tr/\x00-\x1f//;
+        for my $control (grep { index($_[0], $_) >= 0 } keys %ESCAPE) {
+            my $escape = $ESCAPE{$control};
+            s/$control/$escape/g;
+        }
     }
 }
 
@@ -574,7 +586,8 @@ my ($traced, $trace) = ('');                # the exception that was thrown last
 # Called by Perl at every die: only now is the stack still there.
 sub note_trace {
     my ($error) = @_;
-    my $name = ref $error ? overload::StrVal($error) : $error // '';
+    return if ref $error eq 'Snakepit::Refusal';
+    my $name = identity($error) // '';
     return if ref $error && $traced eq $name;    # thrown again: the first place counts
     my @frames;
     while (my @frame = (caller scalar @frames)[1 .. 3]) {
@@ -601,8 +614,15 @@ sub field {
     return $value;
 }
 
+sub identity {
+    my ($value) = @_;
+    return $value if !ref $value;
+    require overload;
+    return overload::StrVal($value);
+}
+
 # As Scalar::Util::blessed, which takes time to load.
-sub is_object { ref $_[0] && overload::StrVal($_[0]) =~ /=/ }
+sub is_object { ref $_[0] && identity($_[0]) =~ /=/ }
 
 sub type_of { is_object($_[0]) ? ref $_[0] : 'Error' }
 
@@ -622,7 +642,7 @@ sub describe {
     my ($error) = @_;
     return { %$error, message => cap($error->{message}), traceback => undef, language => 'perl' }
         if ref $error eq 'Snakepit::Refusal';
-    my $known  = $traced eq (ref $error ? overload::StrVal($error) : $error);
+    my $known  = $traced eq identity($error);
     my %report = (
         code      => 'handler_error',
         type      => type_of($error),

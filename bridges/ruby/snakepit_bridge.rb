@@ -249,7 +249,12 @@ module Snakepit
   module Codec
     PARSE = { max_nesting: MAX_MESSAGE_DEPTH, allow_duplicate_key: true }.freeze
     GENERATE = { max_nesting: 0 }.freeze # is checked before
-    ESCAPE = %r{\\(?:["\\/bfnrt]|u(?:[\da-ce-fA-CE-F]\h{3}|[dD][0-7]\h\h|[dD][89abAB]\h\h\\u[dD][c-fC-F]\h\h))}n.freeze
+    ESCAPED = %r{["\\/bfnrt]|u(?:00\h\h|[\da-ce-fA-CE-F]\h{3}|[dD][0-7]\h\h|[dD][89abAB]\h\h\\u[dD][c-fC-F]\h\h)}n.freeze
+    ESCAPE = /\\#{ESCAPED}/n.freeze
+    # A backslash that begins no ESCAPE, and is no second half of one.  Finding none takes a tenth of the time that
+    # removing all ESCAPEs does; the frequent ones are passed over first, and a low surrogate may follow a high one.
+    SUSPECT = %r{\\(?!["/bfnrt]|\\(?!\\))(?<!\\\\)(?:\\\\)*+(?!#{ESCAPED}|(?<=[^\\]\\u[dD][89abAB]\h\h\\)u[dD][c-fC-F]\h\h)}n.freeze
+    STRING = /"[^"\\]*+(?:\\.[^"\\]*+)*+"/mn.freeze
     TEXT = [Encoding::UTF_8, Encoding::US_ASCII].freeze
 
     module_function
@@ -272,9 +277,12 @@ module Snakepit
 
     # The library takes unknown escapes, makes characters of lone surrogates, and skips comments.
     def check_text(bytes)
-      rest = bytes.gsub(ESCAPE, '')
-      raise BadFrame, 'an escape that is not JSON, or a lone surrogate' if rest.include?('\\')
-      raise BadFrame, 'a comment is not JSON' if rest.include?('/') && rest.gsub(/"[^"]*"/n, '').include?('/')
+      if bytes.match?(SUSPECT) && bytes.gsub(ESCAPE, '').include?('\\')
+        raise BadFrame, 'an escape that is not JSON, or a lone surrogate'
+      end
+      return unless bytes.include?('//') || bytes.include?('/*')
+
+      raise BadFrame, 'a comment is not JSON' if bytes.gsub(STRING, '').include?('/')
     end
 
     def check_range(value)
@@ -606,7 +614,8 @@ module Snakepit
       old = @commands[name]
       handler = Handler.new(name, callable, doc)
       if old.is_a?(Handler)
-        raise ArgumentError, "command '#{name}' is registered twice: #{old.place} and #{handler.place}"
+        places = [old.place, handler.place].compact.join(' and ')
+        raise ArgumentError, "command '#{name}' is registered twice#{places.empty? ? '' : ": #{places}"}"
       end
 
       @commands[name] = handler
@@ -826,7 +835,7 @@ module Snakepit
         @worker_id = args['worker_id'] if is_ping && args.key?('worker_id')
         load_handlers(is_ping ? args['start_args'] : nil)
       rescue Exception => e # a SyntaxError or an exit in the handler file, too
-        reply_error(id, nil, e)
+        reply_error(id, nil, e, place_of(e))
         return :failed
       end
       @context = nil
@@ -873,6 +882,14 @@ module Snakepit
         result = starter.call(start_args)
         result.value if result.is_a?(Thread)
       end
+    end
+
+    # Returns the file and line of the handlers that a failed start comes from; nil if the message names them.
+    def place_of(error)
+      return if @handlers.nil? || error.is_a?(Refused)
+
+      path = File.expand_path(@handlers)
+      Array(error.backtrace).join("\n")[/^#{Regexp.escape(path)}:\d+/] unless message_of(error).include?("#{path}:")
     end
 
     # Waits for the host to close the request pipe, and ends a worker that is too busy to see it.
@@ -925,9 +942,11 @@ module Snakepit
       (0...data.bytesize).step(@stream.max_frame).map { |from| data.byteslice(from, @stream.max_frame) }
     end
 
-    def reply_error(id, index, error)
+    # +place+ follows the first line of the message where that alone has to say what is wrong.
+    def reply_error(id, index, error, place = nil)
       @stream.flush unless index
       report = describe(error)
+      report['message'] = Snakepit.cap(report['message'].sub(/$/) { " (#{place})" }) if place
       text = error_text(id, index, report)
       if text.bytesize > @stream.max_frame
         message = report['message'].byteslice(0, [16, @stream.max_frame / 8].max).scrub('')

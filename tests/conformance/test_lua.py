@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -84,11 +85,42 @@ def test_strings_with_escapes(worker: Worker) -> None:
     assert '"\\/\b\f\n\r\t\0\u00e9\U0001f600\\ud83d' == worker.receive()["result"]
 
 
+LONG_TEXTS = {
+    "three kinds": '"\n\\' * 50_000,
+    "each": "".join(map(chr, range(0x80))) * 100,
+    "controls": "\x01\x7f\x00" * 10_000,
+    "wide": '\u00e9"\U0001f600\n' * 10_000,
+    "no escapes": "The quick brown fox. " * 10_000,
+}
+
+
+@pytest.mark.parametrize("case", LONG_TEXTS)
+@pytest.mark.parametrize("ascii_alone", [False, True])
+def test_long_texts_come_back(worker: Worker, case: str, ascii_alone: bool) -> None:
+    """As they were, whether they were sent in UTF-8 or as escapes, and with white space around them."""
+    value = [LONG_TEXTS[case], {LONG_TEXTS[case]: ""}]
+    message = {"id": 1, "command": "identity", "args": {"value": value}}
+    worker.send_bytes(frame(json.dumps(message, ensure_ascii=ascii_alone, indent=1).encode()))
+
+    assert value == worker.receive()["result"]
+
+
 @pytest.mark.parametrize(
     "value",
     [
         *(b"01", b"-", b"-01", b"1.", b".5", b"1.e5", b"1e", b"1e+", b"+1", b"0x10", b"1.5.5", b"1-1", b"--1"),
         *(b"[1,]", b"[,1]", b"[1 2]", b"{,}", b'{"a":1,}', b'{"a" 1}', b"{a:1}", b"[", b'"', b"nul", b"True", b""),
+        *(
+            b"\\u0031",
+            b'\\u0022a"',
+            b"[1,\\n2]",
+            b"[\\u0020]",
+            b"1\\t",
+            b'"\\\\\\x"',
+            b'"\\\\ud83d\\ude00"',
+            b'"\\n\n"',
+            b'"\\n\xfe"',
+        ),
         *(b'"\\x"', b'"\\u12"', b'"\\ud83d x"', b'"\\udc00"', b'"\n"', b'"\0"', b"'a'", b"[1}", b"\xc2\xa01"),
     ],
 )
@@ -185,13 +217,85 @@ def test_start_args_need_a_start_function(start: Callable[..., Worker]) -> None:
 
 
 def test_handlers_require_their_neighbours(start: Callable[..., Worker], tmp_path: Path) -> None:
-    """Modules beside the handler file are found; a handler that yields goes on."""
+    """Modules beside the handler file are found."""
     (tmp_path / "neighbour.lua").write_text("return { answer = 42 }")
-    code = "command('ask', function() coroutine.yield(1); return require('neighbour').answer end)"
+    code = "command('ask', function() return require('neighbour').answer end)"
     with start(code) as worker:
         worker.start()
 
         assert 42 == worker.call(1, "ask")["result"]
+
+
+def test_a_handler_cannot_yield(start: Callable[..., Worker]) -> None:
+    """Outside of a coroutine of its own a yield is an error with its line, as in plain Lua; inside it works."""
+    code = """
+    command('stray', function()
+      return coroutine.yield(1)
+    end)
+    command('own', function()
+      local values = {}
+      for value in coroutine.wrap(function() for i = 1, 3 do coroutine.yield(i) end end) do
+        values[#values + 1] = value
+      end
+      return values
+    end)
+    command('caught', function() return { pcall(coroutine.yield), coroutine.isyieldable() } end)
+    """
+    with start(code) as worker:
+        worker.start()
+        error = worker.call(1, "stray")["error"]
+
+        assert "handler_error" == error["code"]
+        assert error["message"].endswith("own.lua:3: attempt to yield from outside a coroutine")
+        assert "own.lua:3: in" in error["traceback"]
+        assert [1, 2, 3] == worker.call(2, "own")["result"]
+        assert [False, False] == worker.call(3, "caught")["result"]
+
+
+def test_a_start_that_yields_fails(start: Callable[..., Worker]) -> None:
+    """The handler file and its start function are in no coroutine either."""
+    with start("on_start(function() coroutine.yield() end)") as worker:
+        assert worker.start()["error"]["message"].endswith("own.lua:1: attempt to yield from outside a coroutine")
+        assert 1 == worker.wait()
+
+
+LARGE = {
+    "deep": (b'{"items":[1,{"a/b":[2,99999999999999999999]}]}', "args/items/1/a~1b/1: integer 99999999999999999999"),
+    "first": (b"[-9223372036854775809,99999999999999999999]", "args/0: integer -9223372036854775809"),
+    "all": (b"18446744073709551616", "args: integer 18446744073709551616"),
+}
+
+
+@pytest.mark.parametrize("case", LARGE)
+def test_an_integer_that_is_too_large_is_named_by_its_path(worker: Worker, case: str) -> None:
+    """The first in the text; what a later key of the same name replaced does not count."""
+    args, words = LARGE[case]
+    worker.send_bytes(frame(b'{"id":1,"command":"identity","args":%b}' % args))
+    error = worker.receive()["error"]
+    worker.send_bytes(frame(b'{"id":2,"command":"identity","args":{"value":99999999999999999999,"value":1}}'))
+
+    assert ("bad_args", "InvalidArguments") == (error["code"], error["type"])
+    assert f"{words} is beyond 64 bits and would be rounded; send it as text" == error["message"]
+    assert 1 == worker.receive()["result"]
+
+
+def test_an_integer_that_is_too_large_costs_one_item(worker: Worker) -> None:
+    """The other items of a batch run."""
+    worker.send_bytes(frame(b'{"id":1,"command":"identity","batch":[{"value":1},{"value":99999999999999999999}]}'))
+    done, refused = worker.receive(), worker.receive()
+
+    assert 1 == done["result"]
+    assert refused["error"]["message"].startswith("args/value: integer 99999999999999999999 is beyond 64 bits")
+
+
+def test_start_args_are_not_rounded(start: Callable[..., Worker]) -> None:
+    """A start argument that is too large fails the start."""
+    with start("on_start(print)") as worker:
+        ping = b'{"worker_id":"w1","protocol":{"versions":[1],"capabilities":["errors"]},"start_args":{"n":%d}}'
+        worker.send_bytes(frame(b'{"id":0,"command":"ping","args":%b}' % (ping % 2**64)))
+
+        assert worker.receive()["error"]["message"].startswith("args/start_args/n: integer 18446744073709551616 ")
+        assert 1 == worker.wait()
 
 
 @pytest.mark.parametrize("level", [1, 0])

@@ -39,7 +39,18 @@ START_FAILURES = {
     ),
     "ping": ("command('ping') { 1 }", "ArgumentError", "command 'ping' belongs to the bridge"),
     "no block": ("command('a')", "ArgumentError", 'command "a": a block is missing'),
-    "exit": ("exit", "SystemExit", "exit"),
+    "twice without a place": (
+        "command('a', method(:puts))\ncommand('a', method(:puts))\n",
+        "ArgumentError",
+        "handlers.rb:2)",
+    ),
+    "exit": ("exit", "SystemExit", "exit ("),
+    "raised": ("\nraise 'no model'", "RuntimeError", "handlers.rb:2)"),
+    "raised in on_start": ("on_start do\n  Integer('x')\nend", "ArgumentError", "handlers.rb:2)"),
+    "message of two lines": ("fail %(no model\nhere)", "RuntimeError", "handlers.rb:1)\nhere"),
+    "raised in a thread": ("on_start { Thread.new { raise 'late' } }", "RuntimeError", "handlers.rb:1)"),
+    "a file that is missing": ("\n\nrequire 'no_such'", "LoadError", "handlers.rb:3)"),
+    "raised elsewhere": ("on_start {\n  JSON.parse('{') }", "ParserError", "handlers.rb:2)"),
 }
 
 
@@ -235,3 +246,45 @@ def test_traceback_is_the_users_and_names_the_causes(start: Callable[[str], Work
         assert {"type": "KeyError", "message": "deep \\xff"} == error["cause"]
         assert "inner'" in error["traceback"]
         assert "snakepit_bridge.rb" not in error["traceback"]
+
+
+ESCAPES = {
+    "each": (rb'"\"\\\/\b\f\n\r\t\u0000\u001f\u0041\u00e9"', '"\\/\b\f\n\r\t\0\x1fA\u00e9'),
+    "pairs": (rb'"\ud83d\ude00\uD83D\uDE00\\\ud83d\ude00"', "\U0001f600\U0001f600\\\U0001f600"),
+    "runs": (rb'"\\\\\\\"\\ud800\\"', '\\\\\\"\\ud800\\'),
+    "slashes": (rb'"http://a/*b*/\"//c\\"', 'http://a/*b*/"//c\\'),
+    "dense": (rb'"%b"' % (rb"\"\n\\" * 50_000), '"\n\\' * 50_000),
+}
+BAD_ESCAPES = {
+    "letter": rb'"\x"',
+    "letter after a pair": rb'"\\\x"',
+    "digits": rb'"\u12"',
+    "high": rb'"\ud83d"',
+    "low": rb'"\ude00"',
+    "low after low": rb'"\ud83d\ude00\ude00"',
+    "low after no high": rb'"\\ud83d\ude00"',
+    "outside": rb"\u0031",
+    "comment": rb'"\"" // "',
+    "comment in front": rb'/* " */ "\\"',
+}
+
+
+@pytest.mark.parametrize("case", ESCAPES)
+def test_escapes_are_read_exactly(case: str, ruby: Bridge) -> None:
+    """Whatever stands beside them, and however many they are."""
+    sent, text = ESCAPES[case]
+    with start_bridge(ruby) as worker:
+        worker.start()
+        worker.send_bytes(frame(b'{"id":1,"command":"echo","args":[%b]}' % sent))
+
+        assert [text] == worker.receive()["result"]["echoed"]
+
+
+@pytest.mark.parametrize("case", BAD_ESCAPES)
+def test_escapes_that_are_no_json_are_refused(case: str, ruby: Bridge) -> None:
+    """The json library would read them."""
+    with start_bridge(ruby) as worker:
+        worker.start()
+        worker.send_bytes(frame(b'{"id":1,"command":"echo","args":[%b]}' % BAD_ESCAPES[case]))
+
+        assert "BadFrame" == worker.receive()["error"]["type"]
