@@ -617,8 +617,15 @@ FILE_CALL <- quote(eval(expression, globalenv()))
 # of calls at the end that are the bridge's.
 remember <- function(condition, own = 1L) {
   if (isTRUE(attr(condition, "remembered"))) return()
+  # An endless recursion leaves no room to compile traceback_lines().
+  jit <- .Internal(enableJIT(0L))
+  on.exit(.Internal(enableJIT(jit)))
   calls <- sys.calls()
-  last <- length(calls) - own
+  raised_by <<- traceback_lines(calls, length(calls) - own)
+}
+
+# The lines of the calls of a handler, or of the handler file, up to the last one.
+traceback_lines <- function(calls, last) {
   while (last > 0L && identical(calls[[last]][[1L]], quote(.handleSimpleError))) last <- last - 1L
   first <- 1L
   while (first <= last && !identical(calls[[first]], HANDLER_CALL) && !identical(calls[[first]], FILE_CALL)) {
@@ -643,8 +650,7 @@ remember <- function(condition, own = 1L) {
     if (is.null(ref)) ref <- if (is_file && i == first) file_ref else attr(sys.function(i), "srcref")
     lines <- c(lines, call_text(calls[[i]], ref))
   }
-  if (surplus > 0L) lines <- append(lines, sprintf("... (%d more calls)", surplus), TRACEBACK_CALLS)
-  raised_by <<- lines
+  if (surplus > 0L) append(lines, sprintf("... (%d more calls)", surplus), TRACEBACK_CALLS) else lines
 }
 
 interrupted <- function(condition) {
@@ -1117,8 +1123,7 @@ handshake <- function() {
 topmost <- environment()
 EACH_REQUEST <- c(
   "clock", "may_be_suspect", "decode", "matches", "has_duplicates", "last_of_equals", "is_plain", "quoted",
-  "scalar_text", "array_text", "is_text", "is_number", "head_text", "tail_text", "size_bytes", "send_text", "job_index",
-  "remember", "call_text"  # not compiled when they are first called: that would be deep in an endless recursion
+  "scalar_text", "array_text", "is_text", "is_number", "head_text", "tail_text", "size_bytes", "send_text", "job_index"
 )
 
 # Negotiate, load the handlers, run on_start, and only then answer the first request.
