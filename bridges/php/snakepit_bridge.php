@@ -13,7 +13,7 @@ declare(strict_types=1);
 
 namespace Snakepit {
 
-use ArrayObject, Closure, ErrorException, Exception, ReflectionClass, ReflectionFunction, ReflectionNamedType, stdClass, Throwable, TypeError;
+use ArrayObject, Closure, ErrorException, Exception, ReflectionClass, ReflectionFunction, ReflectionNamedType, ReflectionParameter, stdClass, Throwable, TypeError;
 
 const BRIDGE_VERSION = '1.0';
 const DEFAULT_MAX_FRAME = 64 * 1024 * 1024; // ASCII text read as a length is far above it: PROTOCOL.md, "Frames"
@@ -40,6 +40,12 @@ final class LostStream extends Exception {}
 function bad_args(string $message): Refusal
 {
     return new Refusal('bad_args', 'InvalidArguments', $message);
+}
+
+/** Run a file where its functions see no class of the bridge as their own. */
+function load_file(string $file): void
+{
+    require $file;
 }
 
 /** One line on stderr; a closed stderr is nobody's reader. */
@@ -325,9 +331,9 @@ final class Json
         . '|\xed[\x80-\x9f][\x80-\xbf]|\xf0[\x90-\xbf][\x80-\xbf]{2}|[\xf1-\xf3][\x80-\xbf]{3}|\xf4[\x80-\x8f][\x80-\xbf]{2})*+/';
 
     /**
-     * Decode one message: objects become associative arrays, or a stdClass where an array would be a list.
+     * Decode one message: objects become associative arrays, or an ArrayObject where an array would be a list.
      *
-     * @return array{array, string|null} the message, and the first integer that PHP would round
+     * @return array{array, list<array{list<string>, string}>} the message, and path and digits of integers that PHP rounded
      */
     public static function decode(string $text): array
     {
@@ -339,27 +345,49 @@ final class Json
             && preg_match('/' . self::NOT_IN_TEXT . '\b(?!true|false|null)(?i:true|false|null)/s', $text)) {
             throw new BadJson('true, false and null are lower case');
         }
-        $integer = preg_match('/\d{19}|[eE]\+?\d{3}/', $text) ? self::checkNumbers($text) : null;
+        $rounded = preg_match('/\d{19}|[eE]\+?\d{3}/', $text) && self::checkNumbers($text) ? self::findRounded($value, $text) : [];
         if (preg_match('/\{\s*+\}|"(?:0|\\\\u0030)"\s*+:/', $text)) {
             $value = self::decodeMarked($text);
         }
-        return [$value, $integer];
+        return [$value, $rounded];
     }
 
-    private static function checkNumbers(string $text): ?string
+    /** Refuse numbers beyond a double's range; say whether an integer is beyond PHP's. */
+    private static function checkNumbers(string $text): bool
     {
-        $integer = null;
+        $isRounded = false;
         preg_match_all('/' . self::NOT_IN_TEXT . '-?\d[-+.\deE]*+/s', $text, $found);
         foreach ($found[0] as $literal) {
             if (strpbrk($literal, '.eE') !== false) {
                 if (!is_finite((float) $literal)) {
                     throw new BadJson('number ' . substr($literal, 0, 80) . ' is out of range');
                 }
-            } elseif ($integer === null && strlen($literal) > 18 && !is_int(json_decode($literal))) {
-                $integer = substr($literal, 0, 80);
+            } elseif (strlen($literal) > 18 && !is_int(json_decode($literal))) {
+                $isRounded = true;
             }
         }
-        return $integer;
+        return $isRounded;
+    }
+
+    /** @return list<array{list<string>, string}> path and digits of each integer that has become a float */
+    private static function findRounded(array $value, string $text): array
+    {
+        $found = [];
+        self::compare($value, json_decode($text, true, MAX_MESSAGE_DEPTH, JSON_BIGINT_AS_STRING), [], $found);
+        return $found;
+    }
+
+    private static function compare(mixed $value, mixed $exact, array $at, array &$found): void
+    {
+        if (is_array($value)) {
+            foreach ($value as $key => $item) {
+                if (is_array($item) || is_float($item)) {
+                    self::compare($item, $exact[$key], [...$at, (string) $key], $found);
+                }
+            }
+        } elseif (is_string($exact)) {
+            $found[] = [$at, substr($exact, 0, 80)];
+        }
     }
 
     /** Decode with a mark in each object, which tells {} from [] and {"0": 1} from [1]. */
@@ -390,7 +418,7 @@ final class Json
                 $value[$key] = self::unmark($item, $mark);
             }
         }
-        return $isObject && self::isList($value) ? (object) $value : $value;
+        return $isObject && self::isList($value) ? new ArrayObject($value) : $value;
     }
 
     public static function isList(array $value): bool
@@ -470,8 +498,8 @@ final class Json
             if (in_array($value, $above, true)) {
                 self::refuse($at, 'a cycle: the value contains itself');
             }
-            if (get_class($value) !== stdClass::class) {
-                self::refuse($at, get_class($value) . ' is not JSON; convert it to an array or a stdClass');
+            if (!in_array(get_class($value), [stdClass::class, ArrayObject::class], true)) {
+                self::refuse($at, get_class($value) . ' is not JSON; convert it to an array or an ArrayObject');
             }
         } elseif (!is_array($value)) {
             self::refuse($at, get_debug_type($value) . ' is not JSON');
@@ -484,7 +512,7 @@ final class Json
         foreach ((array) $value as $key => $item) {
             $key = (string) $key;
             self::checkText($key, $at);
-            $copy[$key] = self::extract($item, $at . '/' . str_replace(['~', '/'], ['~0', '~1'], $key), $above, $attachments);
+            $copy[$key] = self::extract($item, "$at/" . self::token($key), $above, $attachments);
         }
         if (is_object($value) && self::isList($copy)) {
             return (object) $copy;
@@ -510,8 +538,24 @@ final class Json
 
     private static function refuse(string $at, string $reason): void
     {
-        $place = strlen($at) > 200 ? substr(self::clean($at), 0, 197) . '...' : $at;
-        throw new EncodeError(self::clean("$place: $reason"));
+        throw new EncodeError(self::clean(self::shorten($at) . ": $reason"));
+    }
+
+    /** A key as a part of a path. */
+    private static function token(string $key): string
+    {
+        return str_replace(['~', '/'], ['~0', '~1'], $key);
+    }
+
+    /** @param list<string> $keys */
+    public static function path(array $keys): string
+    {
+        return self::clean(self::shorten(implode('/', array_map([self::class, 'token'], $keys))));
+    }
+
+    private static function shorten(string $path): string
+    {
+        return strlen($path) > 200 ? substr(self::clean($path), 0, 197) . '...' : $path;
     }
 
     /** Text that is UTF-8, whatever it was. */
@@ -535,26 +579,33 @@ final class Json
 /** One command: its function, and how args become its parameters. */
 final class Command
 {
-    /** @var array<string, \ReflectionParameter> without `$ctx` */
+    /** @var array<string, ReflectionParameter> without `$ctx` and the variadic one */
     public array $parameters = [];
     public string $doc = '';
+    /** @var list<string> parameters declared as arrays, which an ArrayObject is not */
+    private array $arrays = [];
     private bool $whole = false;
-    private bool $variadic = false;
-    private bool $takesContext = false;
+    private bool $isInternal = false;
+    private ?string $variadic = null;
+    private ?int $contextAt = null;
 
     public function __construct(public string $name, public Closure $function, private bool $raw = false)
     {
         $reflection = new ReflectionFunction($function);
         foreach ($reflection->getParameters() as $position => $parameter) {
             if ($parameter->getName() === 'ctx') {
-                $this->takesContext = true;
+                $this->contextAt = $position;
             } elseif ($parameter->isVariadic()) {
-                $this->variadic = true;
+                $this->variadic = $parameter->getName();
             } else {
                 $this->parameters[$parameter->getName()] = $parameter;
+                if (preg_match('/\barray\b/', (string) $parameter->getType())) {
+                    $this->arrays[] = $parameter->getName();
+                }
             }
         }
         $this->whole = array_keys($this->parameters) === ['args'];
+        $this->isInternal = $reflection->isInternal();
         $comment = (string) $reflection->getDocComment();
         $this->doc = trim(preg_replace('~^\s*/?\*+/?[ \t]?|\s*\*/$~m', '', $comment));
     }
@@ -567,53 +618,102 @@ final class Command
 
     public function call(mixed $args, Context $ctx): mixed
     {
-        $named = $this->takesContext ? ['ctx' => $ctx] : [];
         $bound = $this->raw ? ['args' => $args] : ($this->whole ? ['args' => $this->wholeArgs($args)] : $this->bind($args));
-        try {
-            return ($this->function)(...$bound, ...$named);
-        } catch (TypeError $error) {
-            // Thrown by this very call, not by one that the handler makes.
-            $ours = ($error->getTrace()[0]['file'] ?? '') === __FILE__;
-            if ($ours && preg_match('/Argument #\d+ \(\$(\w+)\) (must be [^,]+, [^,]+ given)/', $error->getMessage(), $found)) {
-                throw bad_args("{$this->name}: '{$found[1]}' {$found[2]}");
+        foreach ($this->arrays as $name) {
+            if (($bound[$name] ?? null) instanceof ArrayObject) {
+                $bound[$name] = $bound[$name]->getArrayCopy();
             }
-            throw $error;
         }
+        if ($this->contextAt !== null) {
+            if (array_key_exists(0, $bound)) {
+                array_splice($bound, $this->contextAt, 0, [$ctx]);
+            } else {
+                $bound['ctx'] = $ctx;
+            }
+        }
+        try {
+            return ($this->function)(...$bound);
+        } catch (TypeError $error) {
+            throw $this->refusalFor($error) ?? $error;
+        }
+    }
+
+    /** What answers a TypeError of this very call; null for one that the handler raised. */
+    private function refusalFor(TypeError $error): ?Refusal
+    {
+        $isOurCall = ($error->getTrace()[0]['file'] ?? '') === __FILE__;
+        // Only PHP itself ends a message so; of an internal function it says neither this nor a place but the call.
+        $isBinding = str_contains($error->getMessage(), ', called in ' . __FILE__) || ($this->isInternal && $error->getFile() === __FILE__);
+        $pattern = '/Argument #\d+ (?:\(\$(\w+)\) )?(must be (?:(?!, called in ).)+ given)/';
+        if (!$isOurCall || !$isBinding || !preg_match($pattern, $error->getMessage(), $found)) {
+            return null;
+        }
+        $name = $found[1] !== '' ? $found[1] : $this->variadic;
+        return bad_args("{$this->name}: '$name' {$found[2]}");
     }
 
     private function wholeArgs(mixed $args): mixed
     {
-        if ($args instanceof stdClass) {
-            return (array) $args;
+        if ($args !== null) {
+            return $args;
         }
         $type = $this->parameters['args']->getType();
-        return $args === null && $type instanceof ReflectionNamedType && !$type->allowsNull() ? [] : $args;
+        return $type instanceof ReflectionNamedType && !$type->allowsNull() ? [] : null;
     }
 
-    /** @return array<string, mixed> */
+    /** @return array<mixed> by name, or a list where the variadic parameter takes the last of it */
     private function bind(mixed $args): array
     {
-        if ($args instanceof stdClass || (is_array($args) && !Json::isList($args))) {
+        $unexpected = $missing = $reasons = [];
+        $names = array_keys($this->parameters);
+        $surplus = 0;
+        if ($args instanceof ArrayObject || (is_array($args) && !Json::isList($args))) {
             $bound = (array) $args;
             foreach ($bound as $key => $_) {
-                if (!isset($this->parameters[$key]) && (!$this->variadic || $key === 'ctx' || is_int($key))) {
-                    throw bad_args("{$this->name}: unexpected '" . Json::cap((string) $key, 200) . "'");
+                if (!isset($this->parameters[$key]) && ($this->variadic === null || $key === 'ctx' || is_int($key))) {
+                    $unexpected[] = (string) $key;
                 }
             }
         } else {
             $values = $args === null ? [] : (is_array($args) ? $args : [$args]);
-            $names = array_keys($this->parameters);
-            if (count($values) > count($names)) {
-                throw bad_args("{$this->name}: takes " . count($names) . ' arguments, got ' . count($values));
+            $surplus = count($values) - count($names);
+            if ($surplus > 0 && $this->variadic !== null) {
+                return $values;
             }
-            $bound = array_combine(array_slice($names, 0, count($values)), $values);
+            $bound = array_combine(array_slice($names, 0, count($values)), array_slice($values, 0, count($names)));
         }
         foreach ($this->parameters as $name => $parameter) {
             if (!array_key_exists($name, $bound) && !$parameter->isOptional()) {
-                throw bad_args("{$this->name}: missing '$name'");
+                $missing[] = $name;
             }
         }
-        return $bound;
+        if ($missing === [] && $unexpected === [] && $surplus <= 0) {
+            return $bound;
+        }
+        if ($missing !== []) {
+            $reasons[] = "missing '" . implode("', '", $missing) . "'";
+        }
+        if ($unexpected !== []) {
+            sort($unexpected, SORT_STRING);
+            $reasons[] = "unexpected '" . implode("', '", $unexpected) . "'";
+        }
+        if ($surplus > 0) {
+            $reasons[] = 'takes at most ' . count($names) . ' positional arguments, got ' . count($values);
+        }
+        throw bad_args("{$this->name}: " . implode('; ', $reasons) . "; signature: {$this->signature()}");
+    }
+
+    private function signature(): string
+    {
+        $shown = [];
+        foreach ((new ReflectionFunction($this->function))->getParameters() as $parameter) {
+            if ($parameter->getName() !== 'ctx') {
+                $type = $parameter->hasType() ? "{$parameter->getType()} " : '';
+                $default = $parameter->isDefaultValueAvailable() ? ' = ...' : '';
+                $shown[] = $type . ($parameter->isVariadic() ? '...' : '') . "\${$parameter->getName()}$default";
+            }
+        }
+        return "{$this->name}(" . implode(', ', $shown) . ')';
     }
 }
 
@@ -640,7 +740,7 @@ final class Context
     }
 
     /** Send a log record to the host; after the request has ended, or without the capability: a line on stderr. */
-    public function log(string $message, string $level = 'info', array|stdClass $fields = []): void
+    public function log(string $message, string $level = 'info', array|stdClass|ArrayObject $fields = []): void
     {
         $this->bridge->log($this, $message, $level, $fields);
     }
@@ -764,7 +864,7 @@ final class Bridge
             if ($payload[0] !== '{') {
                 throw new BadJson('not an object');
             }
-            [$message, $integer] = Json::decode($payload);
+            [$message, $rounded] = Json::decode($payload);
             $message = (array) $message;
             if (!isset($message['command']) && isset($message['type'])) {
                 if ($message['type'] === 'session_end' && is_string($message['session'] ?? null)) {
@@ -783,23 +883,24 @@ final class Bridge
             return;
         }
         unset($payload);
+        $problems = [];
+        foreach ($rounded as [$path, $digits]) {
+            $isItem = $path[0] === 'batch' && count($path) > 1;
+            $place = $isItem ? ['args', ...array_slice($path, 2)] : $path;
+            $reason = "integer $digits is beyond 2^63-1 and would be rounded; send it as text";
+            $problems[$isItem ? $path[1] : 'all'] ??= bad_args(Json::path($place) . ": $reason");
+        }
         try {
             if (isset($message['attachments']) && $this->level > 0) {
                 $this->attach($message);
             }
-            if ($integer !== null) {
-                throw bad_args("request $id: integer $integer is beyond 2^63-1 and would be rounded; send it as text");
-            }
-            $problem = null;
         } catch (Refusal $problem) {
-            // Answered below, or at once where the request has no items yet.
+            $problems['all'] ??= $problem;
         }
-        if (!$this->started) {
-            $this->start($id, $message, $problem);
-        } elseif ($problem !== null) {
-            $this->sendThrown($id, null, $problem);
+        if ($this->started) {
+            $this->serve($id, $message, $received, $problems);
         } else {
-            $this->serve($id, $message, $received);
+            $this->start($id, $message, $problems);
         }
     }
 
@@ -839,8 +940,8 @@ final class Bridge
             $token = str_replace(['~1', '~0'], ['/', '~'], $token);
             if (is_array($place) && array_key_exists($token, $place)) {
                 $place = &$place[$token];
-            } elseif ($place instanceof stdClass && property_exists($place, $token)) {
-                $place = &$place->$token;
+            } elseif ($place instanceof ArrayObject && $place->offsetExists($token)) {
+                $place = &$place[$token];
             } else {
                 return false;
             }
@@ -852,11 +953,12 @@ final class Bridge
         return true;
     }
 
-    private function serve(int $id, array $message, float $received): void
+    /** @param array<Refusal> $problems by the item of a batch; 'all': of the whole request */
+    private function serve(int $id, array $message, float $received, array $problems): void
     {
-        $args = array_key_exists('args', $message) ? $message['args'] : new stdClass();
+        $args = array_key_exists('args', $message) ? $message['args'] : new ArrayObject();
         $name = $message['command'] ?? null;
-        $session = $until = $batch = $problem = null;
+        $session = $until = $batch = null;
         $claim = false;
         if ($this->level > 0) {
             $session = $message['session'] ?? null;
@@ -865,21 +967,16 @@ final class Bridge
             $claim = ($message['claim'] ?? false) === true;
         }
         $isBatch = array_key_exists('batch', $message) && $this->level > 0;
-        if ($until !== null && !is_int($until) && !is_float($until)) {
-            $problem = bad_args("request $id: 'deadline_ms' must be a number");
-        } elseif ($session !== null && !is_string($session)) {
-            $problem = bad_args("request $id: 'session' must be a string");
-        } elseif ($isBatch && !(is_array($batch) && Json::isList($batch))) {
-            $problem = bad_args("request $id: 'batch' must be an array");
-        } elseif ($isBatch && $batch === []) {
-            $problem = bad_args("request $id: 'batch' must not be empty");
-        } elseif ($claim && !$this->stream->canClaim()) {
-            $problem = new Refusal('internal', 'ProtocolError', 'claim: this worker has no SNAKEPIT_CLAIM_FD');
-        } elseif (!is_string($name)) {
-            $problem = bad_args("request $id: 'command' must be a string");
-        } elseif (!isset($this->commands[$name])) {
-            $problem = new Refusal('unknown_command', 'UnknownCommand', "Unknown command: '$name'. Available: " . implode(', ', $this->commandNames()));
-        }
+        $problem = $problems['all'] ?? match (true) {
+            $until !== null && !is_int($until) && !is_float($until) => bad_args("request $id: 'deadline_ms' must be a number"),
+            $session !== null && !is_string($session) => bad_args("request $id: 'session' must be a string"),
+            $isBatch && !(is_array($batch) && Json::isList($batch)) => bad_args("request $id: 'batch' must be an array"),
+            $isBatch && $batch === [] => bad_args("request $id: 'batch' must not be empty"),
+            $claim && !$this->stream->canClaim() => new Refusal('internal', 'ProtocolError', 'claim: this worker has no SNAKEPIT_CLAIM_FD'),
+            !is_string($name) => bad_args("request $id: 'command' must be a string"),
+            !isset($this->commands[$name]) => new Refusal('unknown_command', 'UnknownCommand', "Unknown command: '$name'. Available: " . implode(', ', $this->commandNames())),
+            default => null,
+        };
         $isBatch = $isBatch && is_array($batch) && Json::isList($batch) && $batch !== [];
         $claim = $claim && $this->stream->canClaim();
         $since = 0.0;
@@ -895,8 +992,8 @@ final class Bridge
                 $since = $now;
             }
             $this->requests++;
-            if ($problem !== null) {
-                $this->sendThrown($id, $index, $problem);
+            if ($problem !== null || isset($problems[$item])) {
+                $this->sendThrown($id, $index, $problem ?? $problems[$item]);
                 continue;
             }
             $context = new Context($this, $id, $session, $this->workerId, $until === null ? null : $received + $until / 1000);
@@ -932,7 +1029,7 @@ final class Bridge
         return $session === null ? new ArrayObject() : $this->sessions["s$session"] ??= new ArrayObject();
     }
 
-    public function log(Context $context, string $message, string $level, array|stdClass $fields): void
+    public function log(Context $context, string $message, string $level, array|stdClass|ArrayObject $fields): void
     {
         $none = null;
         try {
@@ -1015,6 +1112,14 @@ final class Bridge
         }
     }
 
+    /** @return list<array<string, mixed>> the calls that led to an error, without those that the bridge made */
+    private static function userCalls(Throwable $error): array
+    {
+        $isOurs = static fn (array $call): bool => ($call['file'] ?? '') === __FILE__
+            || (str_contains($call['function'], '{closure') && str_contains($call['function'], __NAMESPACE__ . '\\'));
+        return array_values(array_filter($error->getTrace(), static fn (array $call): bool => !$isOurs($call)));
+    }
+
     private static function typeName(Throwable $error): string
     {
         $name = (new ReflectionClass($error))->getShortName();
@@ -1026,15 +1131,24 @@ final class Bridge
     {
         $type = self::typeName($error);
         $message = $error->getMessage() === '' ? $type : $error->getMessage();
-        $place = "{$error->getFile()}:{$error->getLine()}";
-        if ($error instanceof \ParseError) {
-            $message .= " in $place";
+        $calls = self::userCalls($error);
+        $place = ['file' => $error->getFile(), 'line' => $error->getLine()];
+        if ($place['file'] === __FILE__) {
+            $place = $calls[0] ?? []; // a refusal of the bridge stands where it was called
         }
-        $shown = Json::cap($message, TEXT_CAP_BYTES >> 1);
+        $where = isset($place['file']) ? " in {$place['file']}:{$place['line']}" : '';
+        $traceback = "$type: " . Json::cap($message, TEXT_CAP_BYTES >> 1) . $where;
+        foreach ($calls as $number => $call) {
+            $site = isset($call['file']) ? "{$call['file']}({$call['line']})" : '[internal function]';
+            $traceback .= "\n#$number $site: " . ($call['class'] ?? '') . ($call['type'] ?? '') . "{$call['function']}()";
+            if (strlen($traceback) > TEXT_CAP_BYTES) {
+                break;
+            }
+        }
         $about = [
             'type' => $type,
-            'message' => Json::cap($message),
-            'traceback' => Json::cap("$type: $shown in $place\n" . $error->getTraceAsString()),
+            'message' => Json::cap($error instanceof \ParseError ? $message . $where : $message),
+            'traceback' => Json::cap($traceback),
         ];
         $data = get_object_vars($error)['data'] ?? null;
         if ($data !== null) {
@@ -1073,7 +1187,7 @@ final class Bridge
     // ------------------------------------------------------------------------------------------------------ start
 
     /** Negotiate, load the handlers, run their start function, and only then answer the first request. */
-    private function start(int $id, array $message, ?Refusal $problem): void
+    private function start(int $id, array $message, array $problems): void
     {
         $args = (array) ($message['args'] ?? []);
         $isPing = ($message['command'] ?? null) === 'ping';
@@ -1087,8 +1201,8 @@ final class Bridge
         }
         $this->current = $context = new Context($this, $id, null, $this->workerId, null);
         try {
-            if ($problem !== null) {
-                throw $problem;
+            if (isset($problems['all'])) {
+                throw $problems['all'];
             }
             $this->load($isPing ? $args['start_args'] ?? null : null, $context);
         } catch (Throwable $error) {
@@ -1103,7 +1217,7 @@ final class Bridge
             $this->requests++;
             $this->sendResult($id, null, $this->ping($message['args']) + ['protocol' => $this->handshake()]);
         } else {
-            $this->serve($id, $message, hrtime(true) / 1e9);
+            $this->serve($id, $message, hrtime(true) / 1e9, $problems);
         }
     }
 
@@ -1152,10 +1266,13 @@ final class Bridge
             if ($file === false || !is_file($file)) {
                 throw new \RuntimeException("handler file {$this->handlers} does not exist");
             }
+            $code = (string) file_get_contents($file);
+            $isCode = preg_match('/<\?(?:php\b|=)/i', $code) || (ini_get('short_open_tag') && str_contains($code, '<?'));
+            if (!$isCode && trim($code) !== '') {
+                throw new \RuntimeException("handler file {$this->handlers} has no <?php: PHP would print its text and run nothing");
+            }
             $this->loading = true;
-            (static function (string $file): void {
-                require $file;
-            })($file);
+            load_file($file);
             $this->loading = false;
         }
         if ($this->onStart !== null) {
@@ -1238,7 +1355,7 @@ final class Bridge
     /** Add, subtract, multiply or divide. */
     private function compute(mixed $args): array
     {
-        if (!$args instanceof stdClass && (!is_array($args) || Json::isList($args))) {
+        if (!$args instanceof ArrayObject && (!is_array($args) || Json::isList($args))) {
             throw bad_args('compute: args must be an object');
         }
         $args = (array) $args;

@@ -57,7 +57,8 @@ payload <- raw()  # the frame being decoded
 job <- NULL  # INVARIANT: the request whose items are not all answered, or NULL
 position <- 0L  # of the job's items that have begun
 running <- NULL  # the token of the item that runs: what ctx$log compares its own with
-raised_by <- NULL  # the calls that led to the error of a handler
+raised_by <- NULL  # the lines of the traceback, from the moment an error is raised until it is answered
+file_ref <- NULL  # the place of the handler file's expression that is evaluated
 
 parse_json <- NULL  # jsonlite's; `::` would look it up each time
 input <- NULL
@@ -142,11 +143,12 @@ path_text <- function(at) {
   paste(tokens, collapse = "/")
 }
 
-cannot_encode <- function(at, reason) {
-  at <- path_text(at)
-  if (nchar(at) > 200L) at <- paste0(substr(at, 1L, 197L), "...")
-  refuse("encode_error", "EncodeError", paste0(at, ": ", reason))
+shortened <- function(at) {
+  text <- path_text(at)
+  if (nchar(text) > 200L) paste0(substr(text, 1L, 197L), "...") else text
 }
+
+cannot_encode <- function(at, reason) refuse("encode_error", "EncodeError", paste0(shortened(at), ": ", reason))
 
 # ------------------------------------------------------------------------------------------- reading JSON
 
@@ -199,15 +201,20 @@ decode <- function(payload) {
   if (is_suspect) check_text(message, text) else message
 }
 
-# What jsonlite would change without a word; may add a `problem` to the message.
+NUL_MARK <- "\ufdd0"  # stands for U+0000 in a second reading: a code point that is never a character
+
+# What jsonlite would change without a word; may add `problems` to the message, see find_problems().
 check_text <- function(message, text) {
+  is_large <- logical()
+  marked <- text
   if ((contains(text, "/*") || contains(text, "//")) && contains(without_strings(text), "/")) unreadable("a comment")
   if (contains(text, "\\u")) {
     escapes <- gsub("\\\\", " ", text, fixed = TRUE)
     lone <- gsub("(?i)\\\\ud[89ab]..\\\\ud[c-f]..", "", escapes, perl = TRUE, useBytes = TRUE)
     if (matches("(?i)\\\\ud[89a-f]", lone)) unreadable("text with a lone surrogate is not UTF-8")
     if (contains(escapes, "\\u0000")) {
-      attr(message, "problem") <- "text with U+0000 cannot exist in R; send it as bytes"
+      marked <- gsub("(?<!\\\\)(?:\\\\\\\\)*+\\K\\\\u0000", "\\\\ufdd0", text, perl = TRUE, useBytes = TRUE)
+      Encoding(marked) <- "UTF-8"
     }
   }
   if (matches(LARGE_NUMBER, text)) {
@@ -217,14 +224,52 @@ check_text <- function(message, text) {
     integers <- grepl("^-?[0-9]+$", literals)
     beyond <- literals[!integers & !is.finite(values)]
     if (length(beyond)) unreadable("number ", substr(beyond[1L], 1L, 80L), " is out of range")
-    large <- literals[integers & abs(values) > LARGEST_INTEGER]
-    if (length(large)) {
-      attr(message, "problem") <-
-        paste0("integer ", substr(large[1L], 1L, 80L), " is beyond 2^53-1 and would be rounded; send it as text")
-    }
+    is_large <- integers & abs(values) > LARGEST_INTEGER
+  }
+  if (any(is_large) || marked != text) {
+    attr(message, "problems") <- find_problems(parse_json(marked), is_large, if (any(is_large)) literals)
   }
   message
 }
+
+# What R cannot hold of a message: c("2" = "args/n: integer ..."), the first of each item of the batch; "0" stands
+# for the rest of the message.  The numbers of the text are those of the message, in the same order.
+find_problems <- function(message, is_large, literals) {
+  problems <- character()
+  item <- "0"
+  numbers <- 0L
+  found <- function(at, ...) if (!item %in% names(problems)) problems[[item]] <<- paste0(shortened(at), ": ", ...)
+  visit <- function(x, at) {
+    force(at)
+    if (is.numeric(x)) {
+      numbers <<- numbers + 1L
+      if (isTRUE(is_large[numbers])) {
+        digits <- substr(literals[numbers], 1L, 80L)
+        found(at, "integer ", digits, " is beyond 2^53-1 and would be rounded; send it as text")
+      }
+    } else if (is.list(x)) {
+      keys <- names(x)
+      for (i in seq_along(x)) {
+        if (!is.null(keys) && contains(keys[i], NUL_MARK)) found(at, NO_NUL)
+        visit(x[[i]], list(at, if (is.null(keys)) i - 1L else keys[i]))
+      }
+    } else if (is.character(x) && contains(x, NUL_MARK)) found(at, NO_NUL)
+  }
+  for (k in seq_along(message)) {
+    key <- names(message)[k]
+    if (contains(key, NUL_MARK)) found(list(NULL, key), NO_NUL)
+    is_batch <- key == "batch" && is.list(message[[k]]) && is.null(names(message[[k]]))
+    if (!is_batch) visit(message[[k]], list(NULL, key))
+    else for (i in seq_along(message[[k]])) {
+      item <- as.character(i)
+      visit(message[[k]][[i]], list(NULL, "args"))
+    }
+    item <- "0"
+  }
+  problems
+}
+
+NO_NUL <- "text with U+0000 cannot exist in R; send it as bytes"
 
 # anyDuplicated() looks for a method first, which takes longer than all else about a few names.
 has_duplicates <- function(names) length(names) > 1L && !identical(match(names, names), seq_along(names))
@@ -526,16 +571,21 @@ reply_result <- function(id, index, result) {
   }
 }
 
+# A call as traceback() shows it: R's own word for a place is file#line.
+call_text <- function(call, ref) {
+  place <- if (!is.null(ref)) paste0(" at ", basename(attr(ref, "srcfile")$filename), "#", ref[1L])
+  paste0(substr(deparse(call, 80L, nlines = 1L)[1L], 1L, 200L), place)
+}
+
+# The lines of a traceback; without the calls, the little that is known of the handler.
 traceback_text <- function(calls) {
-  if (length(calls) > 2L * TRACEBACK_CALLS) {
-    ends <- length(calls) - TRACEBACK_CALLS
-    calls <- c(calls[seq_len(TRACEBACK_CALLS)], list(quote(...)), calls[(ends + 1L):length(calls)])
-  }
-  paste(vapply(calls, function(call) {
-    ref <- attr(call, "srcref")
-    where <- if (is.null(ref)) "" else paste0(basename(attr(ref, "srcfile")$filename), ":", ref[1L], ": ")
-    paste0(where, substr(deparse(call, 80L, nlines = 1L)[1L], 1L, 200L))
-  }, ""), collapse = "\n")
+  if (is.null(calls)) calls <- c(own_call(), "... (R drops the calls when its C stack overflows)")
+  paste(calls, collapse = "\n")
+}
+
+own_call <- function() {
+  name <- job$command
+  if (!is.null(name)) call_text(as.call(list(as.name(name), quote(...))), attr(commands[[name]]$handler, "srcref"))
 }
 
 reply_condition <- function(id, index, condition, calls) {
@@ -560,18 +610,53 @@ reply_condition <- function(id, index, condition, calls) {
 
 # ------------------------------------------------------------------------------------------- running
 
-# Keep the calls below the handler's own; it runs while the error is raised, which recover() does not.
-remember <- function(condition) {
+HANDLER_CALL <- quote(call(args, ctx))
+FILE_CALL <- quote(eval(expression, globalenv()))
+
+# Keep the lines of the traceback; it runs while the error is raised, which recover() does not.  `own` is the number
+# of calls at the end that are the bridge's.
+remember <- function(condition, own = 1L) {
+  if (isTRUE(attr(condition, "remembered"))) return()
+  # An endless recursion leaves no room to compile traceback_lines().
+  jit <- .Internal(enableJIT(0L))
+  on.exit(.Internal(enableJIT(jit)))
   calls <- sys.calls()
-  first <- which(vapply(calls, identical, NA, quote(call(args, ctx))))[1L]
-  calls <- if (is.na(first)) list() else calls[first:(length(calls) - 1L)][-1L]  # the last call is this one
-  while (length(calls) && identical(calls[[1L]][[1L]], quote(eval))) calls <- calls[-1L]  # how a handler is called
-  while (length(calls) && identical(calls[[length(calls)]][[1L]], quote(.handleSimpleError))) calls <- calls[-length(calls)]
-  raised_by <<- calls
+  raised_by <<- traceback_lines(calls, length(calls) - own)
+}
+
+# The lines of the calls of a handler, or of the handler file, up to the last one.
+traceback_lines <- function(calls, last) {
+  while (last > 0L && identical(calls[[last]][[1L]], quote(.handleSimpleError))) last <- last - 1L
+  first <- 1L
+  while (first <= last && !identical(calls[[first]], HANDLER_CALL) && !identical(calls[[first]], FILE_CALL)) {
+    first <- first + 1L
+  }
+  is_file <- first <= last && identical(calls[[first]], FILE_CALL)
+  if (is_file) {
+    while (first <= last && identical(calls[[first]], FILE_CALL)) first <- first + 1L
+  } else if (first <= last) {
+    scope <- environment(sys.function(first))
+    is_wrapper <- !is.null(scope) && !identical(scope, emptyenv()) && identical(parent.env(scope), topmost)
+    if (is_wrapper) first <- first + 1L
+    while (is_wrapper && first <= last && identical(calls[[first]][[1L]], quote(eval))) first <- first + 1L
+    if (first <= last) calls[[first]][[1L]] <- as.name(job$command)
+  }
+  kept <- if (first <= last) first:last
+  surplus <- length(kept) - 2L * TRACEBACK_CALLS
+  if (surplus > 0L) kept <- kept[-(TRACEBACK_CALLS + seq_len(surplus))]
+  lines <- character()
+  for (i in kept) {
+    ref <- attr(calls[[i]], "srcref")
+    if (is.null(ref)) ref <- if (is_file && i == first) file_ref else attr(sys.function(i), "srcref")
+    lines <- c(lines, call_text(calls[[i]], ref))
+  }
+  if (surplus > 0L) append(lines, sprintf("... (%d more calls)", surplus), TRACEBACK_CALLS) else lines
 }
 
 interrupted <- function(condition) {
-  stop(structure(class = c("interrupt", "error", "condition"), list(message = "interrupted", call = NULL)))
+  remember(condition, 2L)
+  classes <- c("interrupt", "error", "condition")
+  stop(structure(list(message = "interrupted", call = NULL), class = classes, remembered = TRUE))
 }
 
 # Answer requests until an error, whoever raised it; then answer with that and go on.  Handlers around each
@@ -588,8 +673,9 @@ serve <- function() {
 
 recover <- function(problem) {
   at <- phase
+  calls <- raised_by
   phase <<- "idle"
-  running <<- NULL
+  running <<- raised_by <<- NULL
   switch(at,
     decoding = {
       reason <- if (inherits(problem, "snakepit_unreadable")) problem$message else "not a JSON object"
@@ -597,10 +683,10 @@ recover <- function(problem) {
     },
     starting = {
       complain(paste("could not start:", capped(conditionMessage(problem))))
-      reply_condition(job$id, NULL, problem, raised_by)
+      reply_condition(job$id, NULL, problem, calls)
       leave(1L)
     },
-    running = reply_condition(job$id, job_index(), problem, raised_by),
+    running = reply_condition(job$id, job_index(), problem, calls),
     encoding = {
       is_ours <- inherits(problem, "snakepit_refusal")
       words <- if (is_ours) problem$message else paste("result:", conditionMessage(problem))
@@ -613,6 +699,9 @@ recover <- function(problem) {
 # R makes an error of SIGPIPE.  Any other error here is the bridge's own.
 host_gone <- function(problem) {
   if (grepl("SIGPIPE", conditionMessage(problem), fixed = TRUE)) leave(0L)
+  if (grepl("invalid connection", conditionMessage(problem), fixed = TRUE)) {
+    complain("a handler closed the connections of the frames; close those alone that it opened")
+  }
   complain(paste("internal error:", conditionMessage(problem)))
   leave(70L)
 }
@@ -679,7 +768,8 @@ request_problem <- function(id, message) {
   given <- names(message)
   batch <- message[["batch"]]
   say <- function(...) tryCatch(bad_args("request ", sprintf("%.0f", id), ": ", ...), error = identity)
-  if (!is.null(attr(message, "problem"))) say(attr(message, "problem"))
+  problems <- attr(message, "problems")
+  if ("0" %in% names(problems)) tryCatch(bad_args(problems[["0"]]), error = identity)
   else if (!is.null(message[["deadline_ms"]]) && !is_number(message[["deadline_ms"]])) {
     say("'deadline_ms' must be a number")
   } else if (!is.null(message[["session"]]) && !is_text(message[["session"]])) say("'session' must be a string")
@@ -700,22 +790,22 @@ PLAIN <- c("id", "command", "args")
 CLAIMED <- c(PLAIN, "claim")
 
 perform <- function(id, message, received) {
-  problem <- attr(message, "problem")
+  problems <- attr(message, "problems")
   if (level == 0L) message <- message[intersect(PLAIN, names(message))]
-  attr(message, "problem") <- problem
+  attr(message, "problems") <- problems
   command <- message[["command"]]
   at <- if (is_text(command)) match(command, names(commands), 0L) else 0L
   is_claimed <- isTRUE(message[["claim"]]) && !is.null(claims)
-  if (at > 0L && is.null(problem) && identical(names(message), if (is_claimed) CLAIMED else PLAIN)) {
-    job <<- list(id = id, items = list(message[["args"]]), call = commands[[at]]$call,
+  if (at > 0L && is.null(problems) && identical(names(message), if (is_claimed) CLAIMED else PLAIN)) {
+    job <<- list(id = id, command = command, items = list(message[["args"]]), call = commands[[at]]$call,
                  wants_ctx = commands[[at]]$wants_ctx, is_batch = FALSE, is_claimed = is_claimed)
   } else {
     problem <- request_problem(id, message)
     batch <- message[["batch"]]
-    is_batch <- is.list(batch) && is.null(names(batch)) && length(batch) && is.null(attr(message, "problem"))
+    is_batch <- is.list(batch) && is.null(names(batch)) && length(batch)
     job <<- list(
-      id = id, problem = problem, call = if (is.null(problem)) commands[[at]]$call,
-      wants_ctx = is.null(problem) && commands[[at]]$wants_ctx,
+      id = id, command = command, problem = problem, item_problems = if (is_batch) problems,
+      call = if (is.null(problem)) commands[[at]]$call, wants_ctx = is.null(problem) && commands[[at]]$wants_ctx,
       items = if (is_batch) batch else list(if ("args" %in% names(message)) message[["args"]] else EMPTY_OBJECT),
       is_batch = is_batch, is_claimed = is_claimed,
       session = if (is_text(message[["session"]])) message[["session"]],
@@ -727,6 +817,11 @@ perform <- function(id, message, received) {
 }
 
 job_index <- function() if (job$is_batch) position
+
+item_problem <- function() {
+  key <- as.character(position)
+  if (key %in% names(job$item_problems)) tryCatch(bad_args(job$item_problems[[key]]), error = identity)
+}
 
 # Run what is left of the job.
 run_job <- function() {
@@ -744,8 +839,10 @@ run_job <- function() {
       flushed_at <- clock()
     }
     requests <<- requests + 1
-    if (!is.null(job$problem)) {
-      reply_condition(job$id, job_index(), job$problem)
+    problem <- job[["problem"]]
+    if (is.null(problem) && !is.null(job[["item_problems"]])) problem <- item_problem()
+    if (!is.null(problem)) {
+      reply_condition(job$id, job_index(), problem)
       next
     }
     args <- simplify(job$items[[position]])
@@ -768,7 +865,7 @@ command_names <- function() sort(names(commands), method = "radix")
 register <- function(name, handler, doc = "") {
   params <- names(formals(args(handler)))
   commands[[name]] <<- list(
-    call = caller_of(name, handler), wants_ctx = any(c("ctx", "...") %in% params),
+    call = caller_of(name, handler), handler = handler, wants_ctx = any(c("ctx", "...") %in% params),
     params = setdiff(params, c("args", "ctx", "...")), doc = doc
   )
 }
@@ -783,7 +880,7 @@ caller_of <- function(name, handler) {
       "ctx" = function(args, ctx) handler(ctx),
       "ctx,args" = function(args, ctx) handler(ctx = ctx, args = args),
       function(args, ctx) {
-        bind(name, args, character(), character(), FALSE)
+        bind(name, handler, args, character(), character(), FALSE)
         handler()
       }
     ))
@@ -799,7 +896,7 @@ caller_of <- function(name, handler) {
   all_names <- c(named, if (with_ctx) "ctx")
   all_call <- call_by(all_names, all_names)
   function(args, ctx) {
-    values <- bind(name, args, named, needed, rest)
+    values <- bind(name, handler, args, named, needed, rest)
     if (with_ctx) values$ctx <- ctx
     # By symbols, so that a traceback shows `fit(x = x)` and not the data itself.
     if (identical(names(values), all_names)) return(eval(all_call, list2env(values, parent = handler_frame)))
@@ -810,24 +907,40 @@ caller_of <- function(name, handler) {
 }
 
 # The values for the parameters of a handler, by name.
-bind <- function(name, args, params, needed, rest) {
+bind <- function(name, handler, args, params, needed, rest) {
   values <- if (is.list(args) && !is.null(names(args))) args
             else if (is.null(args)) list()
             else if (is.list(args)) args
             else if (length(args) == 1L && !inherits(args, "AsIs") || is.raw(args)) list(args)
             else as.list(unclass(args))
+  surplus <- 0L
   if (is.null(names(values)) && length(values)) {
-    if (length(values) > length(params) && !rest) {
-      bad_args(name, ": takes at most ", length(params), " values, got ", length(values))
-    }
+    if (!rest) surplus <- max(0L, length(values) - length(params))
     names(values) <- c(params, rep("", length(values)))[seq_along(values)]
   }
   if (identical(names(values), params)) return(values)
-  is_there <- needed %in% names(values)
-  if (!all(is_there)) bad_args(name, ": missing '", needed[!is_there][1L], "'")
-  is_known <- names(values) %in% params
-  if (!rest && !all(is_known)) bad_args(name, ": unexpected '", names(values)[!is_known][1L], "'")
+  missing <- needed[!needed %in% names(values)]
+  unexpected <- if (!rest && surplus == 0L) setdiff(names(values), params)
+  if (length(missing) || length(unexpected) || surplus > 0L) {
+    listed <- function(names) paste0("'", names, "'", collapse = ", ")
+    reasons <- c(
+      if (length(missing)) paste("missing", listed(missing)),
+      if (length(unexpected)) paste("unexpected", listed(sort(unexpected, method = "radix"))),
+      if (surplus > 0L) sprintf("takes at most %d positional arguments, got %d", length(params), length(values))
+    )
+    bad_args(name, ": ", paste(reasons, collapse = "; "), "; signature: ", signature_text(name, handler))
+  }
   values
+}
+
+signature_text <- function(name, handler) {
+  defaults <- formals(args(handler))
+  shown <- vapply(setdiff(names(defaults), "ctx"), function(param) {
+    if (identical(defaults[[param]], quote(expr = ))) return(param)
+    default <- deparse(defaults[[param]], nlines = 1L)[1L]
+    paste(param, "=", if (nchar(default) > 40L) paste0(substr(default, 1L, 37L), "...") else default)
+  }, "")
+  paste0(name, "(", paste(shown, collapse = ", "), ")")
 }
 
 need_object <- function(command, args) {
@@ -944,10 +1057,12 @@ load_handlers <- function(path) {
     above <- line - 1L
     while (above > 0L && startsWith(lines[above], "#'")) above <- above - 1L
     doc_above <<- clean(paste(sub("^#' ?", "", lines[above + seq_len(line - 1L - above)]), collapse = "\n"))
+    file_ref <<- attr(expressions, "srcref")[[k]]
     withCallingHandlers(evaluate(expressions[[k]]), error = function(e) {
+      remember(e, 2L)
       # R keeps no line of an expression at the top of a file.
       e$message <- paste0(path, ":", line, ": ", conditionMessage(e))
-      stop(e)
+      stop(structure(e, remembered = TRUE))
     })
   }
   left <- get0("commands", globalenv(), inherits = FALSE)
@@ -957,11 +1072,27 @@ load_handlers <- function(path) {
   }
 }
 
+# closeAllConnections() would close those of the frames: handlers find this one first, on the search path.
+attach_close_all <- function() {
+  closeAllConnections <- function() {
+    if (sink.number("message") > 2L) sink(type = "message")
+    while (sink.number() > 0L) sink()
+    own <- vapply(c(list(input, output), if (!is.null(claims)) list(claims), standard), as.integer, 0L)
+    for (number in setdiff(getAllConnections(), c(0:2, own))) close(getConnection(number))
+    invisible()
+  }
+  attach(list(closeAllConnections = closeAllConnections), name = "snakepit", warn.conflicts = FALSE)
+}
+
 start_handlers <- function(start_args, ctx) {
-  if (!is.null(handlers_file)) load_handlers(handlers_file)
+  if (!is.null(handlers_file)) {
+    attach_close_all()
+    load_handlers(handlers_file)
+  }
   on_start <- if (!is.null(handlers_file)) get0("on_start", globalenv(), mode = "function", inherits = FALSE)
   if (!is.null(on_start)) {
     call <- caller_of("on_start", on_start)
+    job$command <<- "on_start"
     with_compiler({
       args <- start_args
       call(args, ctx)
@@ -1006,6 +1137,8 @@ start <- function(id, message, received) {
   ctx <- new_context(id, NULL, NULL)
   phase <<- "starting"
   job <<- list(id = id, is_batch = FALSE)
+  problems <- attr(message, "problems")
+  if ("0" %in% names(problems)) bad_args(problems[["0"]])
   start_handlers(simplify(args[["start_args"]]), ctx)
   phase <<- "idle"
   running <<- NULL
@@ -1131,8 +1264,8 @@ answer <- function(frame) {
   entries <- message[["attachments"]]
   if (level > 0L && is.list(entries) && length(entries)) {
     blobs <- read_attachments(entries)
-    message <- tryCatch(insert_attachments(message, entries, blobs), error = identity)
-    if (inherits(message, "error")) return(reply_condition(id, NULL, message))
+    whole <- tryCatch(insert_attachments(message, entries, blobs), error = identity)
+    if (inherits(whole, "error")) attr(message, "problems") <- c("0" = conditionMessage(whole)) else message <- whole
   }
   if (started) perform(id, message, received) else start(id, message, received)
 }
@@ -1154,7 +1287,8 @@ main <- function(argv) {
     usage("the R package jsonlite is missing: install.packages(\"jsonlite\"), or apt install r-cran-jsonlite")
   }
   parse_json <<- jsonlite::parse_json
-  options(warn = 1)  # R holds warnings back until a top level that is never reached
+  # R holds warnings back until a top level that is never reached, and Rscript forgets lines of files that are read.
+  options(warn = 1, keep.source = TRUE)
   take_descriptors()
   serve()
 }

@@ -161,36 +161,177 @@ commands$whole <- function(args) args
             [1, 7, 0, "w1"],
             [1, 2, 1, "w1"],
             [7, 2, 0, "w1"],
-            "join: missing 'a'",
+            "join: missing 'a'; signature: join(a, b = 2, ...)",
             [1, "a"],
         ] == answers(worker, calls)
 
 
-def test_traceback_shows_the_calls_of_the_handler(start: Callable[[str], Worker]) -> None:
-    """With lines of the file, without the bridge's own calls and without the data; endless recursion is one more."""
+def test_mistakes_of_the_caller_are_all_named(start: Callable[[str], Worker]) -> None:
+    """What is missing, what is unexpected, what is too much, with the signature; a long default is cut."""
     text = """
-commands$f <- function(data) {
+commands$fit <- function(data, formula, ctx, weights = c("aaaaaaaaaa", "bbbbbbbbbb", "cccccccccc", "dddddddddd")) 1
+commands$none <- function() 1
+"""
+    signature = 'signature: fit(data, formula, weights = c("aaaaaaaaaa", "bbbbbbbbbb", "cccccc...)'
+    with start(text) as worker:
+        worker.start()
+
+        assert [
+            f"fit: missing 'data', 'formula'; unexpected 'b', 'dat'; {signature}",
+            f"fit: missing 'formula'; {signature}",
+            f"fit: takes at most 3 positional arguments, got 4; {signature}",
+            "none: unexpected 'x'; signature: none()",
+        ] == answers(worker, [("fit", {"dat": 1, "b": 2}), ("fit", [1]), ("fit", [1, 2, 3, 4]), ("none", {"x": 1})])
+
+
+def test_batch_with_a_value_that_r_cannot_hold_is_answered_item_by_item(start: Callable[[str], Worker]) -> None:
+    """It refuses its own item; each item takes its own byte of the claims."""
+    with start("commands$id <- function(value) value") as worker:
+        worker.start()
+        worker.claim(4)
+        batch = [[1], [2**70], [{"k": [0.5, "a\0"]}], [3]]
+        worker.send({"id": 1, "command": "id", "batch": batch, "claim": True})
+
+        replies = [worker.receive() for _ in batch]
+
+        assert [(0, True), (1, False), (2, False), (3, True)] == [
+            (reply["index"], reply["success"]) for reply in replies
+        ]
+        assert f"args/0: integer {2**70} is beyond 2^53-1 and would be rounded; send it as text" == (
+            replies[1]["error"]["message"]
+        )
+        assert "args/0/k/1: text with U+0000 cannot exist in R; send it as bytes" == replies[2]["error"]["message"]
+        worker.send({"id": 2, "command": "id", "args": [1], "claim": True})
+        assert {"type": "recalled", "id": 2} == worker.receive()
+
+
+def test_start_args_that_r_cannot_hold_fail_the_start(start: Callable[[str], Worker]) -> None:
+    """They would be rounded without a word."""
+    with start("on_start <- function(args, ctx) NULL") as worker:
+        protocol = {"versions": [1], "max_frame": 2**20, "capabilities": ["errors"]}
+        error = worker.call(0, "ping", {"protocol": protocol, "start_args": {"n": [2**60]}})["error"]
+
+        assert "bad_args" == error["code"]
+        assert error["message"].startswith(f"args/start_args/n/0: integer {2**60} is beyond 2^53-1")
+        assert 1 == worker.wait()
+
+
+def test_traceback_shows_the_calls_of_the_handler(start: Callable[[str], Worker], tmp_path: Path) -> None:
+    """With lines of its files, without the bridge's own calls and without the data."""
+    (tmp_path / "library.R").write_text("outer <- function(f) {\n\n  lapply(1, f)\n}\n")
+    text = f"""source("{tmp_path / "library.R"}")
+commands$f <- function(data) {{
   inner <- function(x) stop('no')
   inner(data)
+}}
+commands$whole <- function(args, ctx) {{
+  outer(function(x) {{
+    stop('no')
+  }})
+}}
+"""
+    with start(text) as worker:
+        worker.start()
+
+        named = worker.call(1, "f", {"data": ["secret"]})["error"]["traceback"].splitlines()
+        whole = worker.call(2, "whole")["error"]["traceback"].splitlines()
+
+        assert ["f(data = data) at handlers.R#2", "inner(data) at handlers.R#4", 'stop("no") at handlers.R#3'] == named
+        assert "whole(args, ctx) at handlers.R#6" == whole[0]
+        assert whole[1].startswith("outer(function(x) {") and whole[1].endswith(" at handlers.R#7")
+        assert [
+            "lapply(1, f) at library.R#3",
+            "FUN(X[[i]], ...) at handlers.R#7",
+            'stop("no") at handlers.R#8',
+        ] == whole[2:]
+
+
+def test_traceback_of_a_failed_start_begins_in_the_handler_file(start: Callable[[str], Worker]) -> None:
+    """At the line of the expression that failed."""
+    with start("helper <- function() stop('no')\n\nx <- helper()") as worker:
+        error = worker.start()["error"]
+
+        assert ["helper() at handlers.R#3", 'stop("no") at handlers.R#1'] == error["traceback"].splitlines()
+
+
+def test_traceback_of_an_endless_recursion_is_short(start: Callable[[str], Worker]) -> None:
+    """The outermost and the innermost calls; of an overflow of the C stack R leaves the handler alone."""
+    text = """
+f <- function(n) {
+  f(n + 1)
 }
-commands$r <- function() {
-  f <- function(n) f(n + 1)
+commands$limit <- function(depth) {
+  options(expressions = depth)
   f(1)
+}
+commands$fail <- function() stop('other')
+commands$one <- function() 1
+"""
+    with start(text) as worker:
+        worker.start()
+
+        nested = worker.call(1, "limit", {"depth": 400})["error"]
+        overflow = worker.call(2, "limit", {"depth": 500000})["error"]
+
+        lines = nested["traceback"].splitlines()
+        assert "expressionStackOverflowError" == nested["type"]
+        assert ["limit(depth = depth) at handlers.R#5", "f(1) at handlers.R#7", "f(n + 1) at handlers.R#3"] == lines[:3]
+        assert 101 == len(lines)
+        assert lines[50].startswith("... (") and lines[50].endswith(" more calls)")
+        assert {"f(n + 1) at handlers.R#3"} == {*lines[2:50], *lines[51:]}
+        assert "CStackOverflowError" == overflow["type"]
+        assert ["limit(...) at handlers.R#5", "... (R drops the calls when its C stack overflows)"] == (
+            overflow["traceback"].splitlines()
+        )
+        assert ["fail() at handlers.R#9", 'stop("other") at handlers.R#9'] == (
+            worker.call(3, "fail")["error"]["traceback"].splitlines()
+        )
+        assert 1 == worker.call(4, "one")["result"]
+
+
+def test_close_all_connections_spares_those_of_the_frames(start: Callable[[str], Worker]) -> None:
+    """Those of the handlers are closed, diversions end, and the worker lives, also after rm(list = ls())."""
+    text = """
+commands$close <- function() {
+  rm(list = ls(globalenv()), envir = globalenv())
+  own <- textConnection("text")
+  sink(textConnection("taken", "w", local = TRUE))
+  closeAllConnections()
+  list(inherits(try(readLines(own), silent = TRUE), "try-error"), sink.number())
 }
 """
     with start(text) as worker:
         worker.start()
 
-        plain = worker.call(1, "f", {"data": ["secret"]})["error"]
-        endless = worker.call(2, "r")["error"]
+        assert [True, 0] == worker.call(1, "close")["result"]
+        assert [True, 0] == worker.call(2, "close")["result"]
 
-        lines = plain["traceback"].splitlines()
-        assert ["f(data = data)", "handlers.R:4: inner(data)", 'stop("no")'] == [
-            line.replace("handlers.R:3: ", "") for line in lines
-        ]
-        assert "secret" not in plain["traceback"]
-        assert endless["code"] == "handler_error"
-        assert "infinite recursion" in endless["message"] or "C stack" in endless["message"]
+
+def test_handler_that_closes_the_frames_is_named(start: Callable[[str], Worker]) -> None:
+    """The one of base does not know them."""
+    with start("commands$close <- function() base::closeAllConnections()") as worker:
+        worker.start()
+        worker.send({"id": 1, "command": "close", "args": {}})
+
+        assert 70 == worker.wait()
+        assert "a handler closed the connections of the frames" in worker.stderr()
+
+
+def test_end_of_the_requests_leaves_no_temporary_directory(
+    start: Callable[[str], Worker], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """R removes its own when it quits."""
+    folder = tmp_path / "scratch"
+    folder.mkdir()
+    monkeypatch.setenv("TMPDIR", str(folder))
+    with start("commands$file <- function() { path <- tempfile(); writeLines('x', path); path }") as worker:
+        worker.start()
+        assert Path(worker.call(1, "file")["result"]).is_relative_to(folder)
+
+        worker.close_requests()
+
+        assert 0 == worker.wait()
+        assert [] == list(folder.iterdir())
 
 
 def test_print_of_a_warning_goes_to_stderr_at_once(start: Callable[[str], Worker]) -> None:
