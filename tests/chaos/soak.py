@@ -246,7 +246,8 @@ class Soak:
     def _plant(self) -> None:
         """Leak what was asked for."""
         if "memory" in self._plants:
-            self._planted.append(bytearray(b"x") * (8 << 20))
+            # Several times what a test process gives and takes by itself in a short cycle.
+            self._planted.append(bytearray(b"x") * (32 << 20))
         if "objects" in self._plants:
             self._planted.append([[] for _ in range(5000)])
         if "fds" in self._plants:

@@ -111,7 +111,8 @@ def test_a_planted_leak_is_found(node: str, tmp_path: Path) -> None:
     """Memory, objects, descriptors and threads that the soak itself leaks are what its checks name."""
     soak = Soak(2, 6.0, tmp_path, ("memory", "objects", "fds", "threads"))
 
-    found = {check.name for check in soak.run() if not check.good}
+    checks = soak.run()
 
+    found = {check.name for check in checks if not check.good}
     leaked = {"resident memory of the host", "Python's allocated blocks", "objects of the collector"}
-    assert leaked | {"fds at rest", "threads at rest"} <= found
+    assert leaked | {"fds at rest", "threads at rest"} <= found, soak.table(checks)
