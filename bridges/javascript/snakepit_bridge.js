@@ -289,23 +289,51 @@ function hasLongNumbers(text) {
   return false;
 }
 
-/** The first literals that a double would change: {range: beyond its range, integer: beyond 2^53-1}, or null. */
+/** The literals of a JSON text that a double would change: {range: the first beyond its range, or null; integers: those beyond 2^53-1, with their paths}. */
 function badNumbers(text) {
-  const bad = { range: null, integer: null };
+  const bad = { range: null, integers: [] };
   const literals = /[-+.0-9eE]+/y;
+  const path = []; // the key or the number of the place at hand, in each open object and array
+  let atKey = false;
   for (let i = 0; i < text.length; ) {
     const c = text.charCodeAt(i);
-    if (c === 34) i = endOfString(text, i);
-    else if (c === 45 || isDigit(c)) {
+    if (c === 34) {
+      const end = endOfString(text, i);
+      if (atKey) path[path.length - 1] = JSON.parse(text.slice(i, end));
+      atKey = false;
+      i = end;
+    } else if (c === 45 || isDigit(c)) {
       literals.lastIndex = i;
       const literal = literals.exec(text)[0];
       const isInteger = /^-?\d+$/.test(literal);
-      if (isInteger && bad.integer === null && !Number.isSafeInteger(Number(literal))) bad.integer = literal.slice(0, 80);
+      if (isInteger && !Number.isSafeInteger(Number(literal))) bad.integers.push({ path: path.slice(), digits: literal.slice(0, 80) });
       if (!isInteger && bad.range === null && !Number.isFinite(Number(literal))) bad.range = literal.slice(0, 80);
       i += literal.length;
-    } else i++;
+    } else {
+      if (c === 123 || c === 91) path.push((atKey = c === 123) ? '' : 0);
+      else if (c === 125 || c === 93) {
+        path.pop();
+        atKey = false;
+      } else if (c === 44) {
+        atKey = typeof path[path.length - 1] === 'string';
+        if (!atKey) path[path.length - 1]++;
+      }
+      i++;
+    }
   }
   return bad;
+}
+
+/** What is wrong with the integers of a request: {number of an item, -1 for all of them: Refusal}. */
+function refusalsOf(integers) {
+  const refusals = new Map();
+  for (const { path, digits } of integers) {
+    const item = path[0] === 'batch' && path.length > 1 ? path[1] : -1;
+    const place = item < 0 ? path : ['args', ...path.slice(2)];
+    const where = place.map((part) => pointerToken(String(part))).join('/');
+    if (!refusals.has(item)) refusals.set(item, badArgs(`${where}: integer ${digits} is beyond 2^53-1 and would be rounded; send it as text`));
+  }
+  return refusals;
 }
 
 /** Whether the text nests deeper than MAX_MESSAGE_DEPTH; cheap unless it holds that many brackets. */
@@ -566,8 +594,9 @@ function run(job) {
       since = now;
     }
     state.requests++;
-    if (job.problem !== null) {
-      replyThrown(job.id, index, job.problem);
+    const problem = job.problem ?? job.refusals?.get(-1) ?? job.refusals?.get(index);
+    if (problem) {
+      replyThrown(job.id, index, problem);
       continue;
     }
     const context = (current = new Context(job, index));
@@ -624,9 +653,9 @@ function enqueue(size, work) {
   }
 }
 
-function perform(message, received) {
+function perform(message, received, refusals = null) {
   if (!started) {
-    start(message);
+    start(message, refusals);
     return;
   }
   const { id, command } = message;
@@ -649,6 +678,7 @@ function perform(message, received) {
     id,
     handler,
     problem,
+    refusals,
     args,
     batch: items,
     next: 0,
@@ -664,7 +694,7 @@ function perform(message, received) {
 // ---------------------------------------------------------------------------------------------- start
 
 /** Negotiate, load the handlers, run onStart, and only then answer the first request. */
-function start(message) {
+function start(message, refusals) {
   busy = true;
   const args = message.args !== null && typeof message.args === 'object' ? message.args : {};
   const offer = args.protocol;
@@ -683,6 +713,10 @@ function start(message) {
     } else perform(message, performance.now());
     if (current === null) next();
   };
+  if (refusals !== null) {
+    startFailed(context, [...refusals.values()][0]);
+    return;
+  }
   load(context, args.start_args === undefined ? null : args.start_args).then(finish, (error) => startFailed(context, error));
 }
 
@@ -983,18 +1017,15 @@ function onFrame(buffer, start, end) {
       if (error instanceof EncodeError && error.message.includes('surrogate')) return reject(error.message, id);
     }
   }
+  let refusals = null;
   if (hasLongNumbers(text)) {
-    const { range, integer } = badNumbers(text);
+    const { range, integers } = badNumbers(text);
     if (range !== null) return reject(`number ${range} is out of range`, id);
-    if (integer !== null) {
-      const reason = `request ${id}: integer ${integer} is beyond 2^53-1 and would be rounded; send it as text`;
-      enqueue(0, () => replyThrown(id, -1, badArgs(reason)));
-      return undefined;
-    }
+    if (integers.length > 0) refusals = refusalsOf(integers);
   }
   const received = message.deadline_ms === undefined ? 0 : performance.now();
-  if (state.level > 0 && Array.isArray(message.attachments) && message.attachments.length > 0) expectAttachments(message, size, received);
-  else enqueue(size, () => perform(message, received));
+  if (state.level > 0 && Array.isArray(message.attachments) && message.attachments.length > 0) expectAttachments(message, size, received, refusals);
+  else enqueue(size, () => perform(message, received, refusals));
   return undefined;
 }
 
@@ -1004,14 +1035,14 @@ function knownId(buffer, start, end) {
   return found === null ? null : Number(found[1]);
 }
 
-function expectAttachments(message, size, received) {
+function expectAttachments(message, size, received, refusals) {
   let total = 0;
   for (const entry of message.attachments) {
     if (entry === null || typeof entry !== 'object' || !Number.isSafeInteger(entry.len) || entry.len < 0)
       return fatalFrame(Buffer.from(JSON.stringify(entry)), 'an attachment without a length');
     total += entry.len;
   }
-  pending = { message, received, size: size + total, blobs: [], filled: 0 };
+  pending = { message, received, refusals, size: size + total, blobs: [], filled: 0 };
   return nextAttachment();
 }
 
@@ -1024,10 +1055,10 @@ function nextAttachment() {
     pending.filled = 0;
     if (len > 0) return;
   }
-  const { size, received } = pending;
+  const { size, received, refusals } = pending;
   pending = null;
   const reason = insertAttachments(message, blobs);
-  if (reason === null) enqueue(size, () => perform(message, received));
+  if (reason === null) enqueue(size, () => perform(message, received, refusals));
   else enqueue(0, () => replyThrown(message.id, -1, badArgs(reason)));
 }
 

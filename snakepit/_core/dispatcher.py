@@ -23,16 +23,13 @@ from .model import (
     Worker,
     WorkerState,
 )
-from .portions import is_light, is_tiny, part_size
+from .portions import is_light, is_tiny, most_ahead, note_haste, note_time, part_size
 from .session_rules import SessionRules
 
 __all__ = ("Dispatcher",)
 
 MAX_AHEAD = 64
 """Most requests in one worker's pipe.  Measured (benchmarks/throughput.py): more gains nothing."""
-
-AHEAD_S = 0.005
-"""Most work, in seconds of recent service time, that is sent ahead to one worker."""
 
 
 class Dispatcher:
@@ -171,7 +168,7 @@ class Dispatcher:
         """Send queued requests ahead to a busy worker whose recent service time is tiny."""
         # Only to a worker from which a request can be taken back: whatever the estimate says, the
         # request may otherwise wait behind a call that never ends (docs/design.md, "Sent ahead").
-        if not worker.can_claim or worker.skips or worker.recalling or worker.service_s is None:
+        if not worker.can_claim or worker.skips or worker.recalling:
             return
         # Nor to one that retires: it is to go as soon as it may.
         if worker.retire is not None:
@@ -180,7 +177,7 @@ class Dispatcher:
         if last.kind is not RequestKind.USER or last.answers is not None:
             return
         board = self._board
-        limit = min(MAX_AHEAD, int(AHEAD_S / max(worker.service_s, 1e-6)))
+        limit = min(MAX_AHEAD, most_ahead(worker))
         if len(worker.sent) * 2 > limit:
             return
         room = self._allowance(worker)
@@ -301,11 +298,9 @@ class Dispatcher:
         if oldest.kind is RequestKind.USER:
             assert oldest.started_at is not None
             items = count if oldest.answers is None else oldest.weight
-            self._estimate(worker, (board.now - oldest.started_at) / items)
+            note_time(worker, (board.now - oldest.started_at) / items)
             if count == len(worker.sent) and oldest.sent_at >= board.looked_at:
-                # All of it was sent and answered between two looks, for most of which the worker may have waited:
-                # it is tried with twice as much, as TCP does in its slow start (RFC 5681).
-                worker.service_s = min(worker.service_s or 0.0, AHEAD_S / (2 * count))
+                note_haste(worker, count)
         for _ in range(count):
             request = worker.sent.popleft()
             if request.kind is RequestKind.USER:
@@ -335,13 +330,6 @@ class Dispatcher:
             self.serve(worker)
         elif worker.sent:
             self._feed(worker)
-
-    @staticmethod
-    def _estimate(worker: Worker, service_s: float) -> None:
-        """Follow the service time: at once upwards, smoothly downwards."""
-        old = worker.service_s
-        worker.service_s = service_s if old is None or service_s > old else 0.8 * old + 0.2 * service_s
-        worker.item_s = service_s if worker.item_s is None else 0.5 * (worker.item_s + service_s)
 
     # Withdrawal -------------------------------------------------------------------------------------
 

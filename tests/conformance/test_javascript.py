@@ -203,3 +203,39 @@ def test_integer_that_would_be_rounded_is_found_anywhere(node: Bridge, offset: i
 
         assert [fine, 2**53 - 1] == exact
         assert ("bad_args", True) == (error["code"], str(2**53) in error["message"])
+
+
+def test_refused_integer_beside_bytes_leaves_the_stream_whole(node: Bridge) -> None:
+    """The bytes of a message that is refused are read with it, and the next request is served."""
+    entries = [{"path": "/args/data", "kind": "bytes", "len": 4}]
+    message = {"id": 1, "command": "identity", "args": {"data": None, "n": 2**60}, "attachments": entries}
+    with start_bridge(node) as worker:
+        worker.start()
+
+        worker.send(message, b"\0\0\0\x01")
+        worker.send({"id": 2, "command": "identity", "args": {"value": 2}})
+
+        assert worker.receive()["error"]["message"].startswith(f"args/n: integer {2**60} is beyond 2^53-1")
+        assert 2 == worker.receive()["result"]
+
+
+def test_integers_are_named_by_their_path(node: Bridge) -> None:
+    """Whatever stands around them: keys with digits, empty and nested values, escapes, several in one message."""
+    value = {"12345678901234567890": [], "a\"/~": [{}, [[], "x", {"k": [1, 2**70]}], 2**71], "b": {"": -(2**72)}}
+    with start_bridge(node) as worker:
+        worker.start()
+
+        error = worker.call(1, "identity", {"value": value})["error"]
+
+        assert error["message"].startswith(f"args/value/a\"~1~0/1/2/k/1: integer {2**70} is beyond")
+
+
+def test_integer_in_start_args_is_a_failed_start(node: Bridge) -> None:
+    """It is refused before the handlers are loaded."""
+    with start_bridge(node) as worker:
+        offer = {"versions": [1], "max_frame": 1 << 20, "capabilities": ["errors"]}
+
+        reply = worker.call(0, "ping", {"protocol": offer, "start_args": {"seed": 2**60}})
+
+        assert reply["error"]["message"].startswith(f"args/start_args/seed: integer {2**60}")
+        assert 1 == worker.wait()

@@ -14,7 +14,7 @@ from crash_table.model import Cell, State
 from integration.workers.pools import LIMIT_S, balance, is_gone, lines
 
 from snakepit import WorkerStartError
-from snakepit._core.dispatcher import Dispatcher
+from snakepit._core import dispatcher
 
 from gates import Gate
 from leaks import wait_until
@@ -29,7 +29,7 @@ def steady_service_time(monkeypatch: pytest.MonkeyPatch) -> None:
     def keep(worker: object, _: float) -> None:
         worker.service_s = TINY_S  # type: ignore[attr-defined]
 
-    monkeypatch.setattr(Dispatcher, "_estimate", staticmethod(keep))
+    monkeypatch.setattr(dispatcher, "note_time", keep)
 
 
 def test_every_cell_is_in_the_table_once() -> None:
