@@ -1244,7 +1244,8 @@ func bindNumber(value any, target reflect.Value, mismatch func(string) string) (
 		if !exact {
 			var accuracy big.Accuracy
 			number, accuracy = new(big.Float).SetInt(asBig(value)).Float64()
-			if exact = accuracy == big.Exact; !exact {
+			isFloat32 := t.Kind() == reflect.Float32
+			if accuracy != big.Exact || isFloat32 && float64(float32(number)) != number {
 				return mismatch("a number that " + t.String() + " holds exactly"), true
 			}
 		}

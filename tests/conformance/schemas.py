@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import jsonschema
 from conformance.driver import Worker
 
-__all__ = ("INEXACT", "LISTS", "NOT_BYTES", "VALUES", "disagreements")
+__all__ = ("INEXACT", "INEXACT_32", "LISTS", "NOT_BYTES", "VALUES", "disagreements")
 
 EDGES = [edge for bits in (7, 8, 15, 16, 31, 32, 63, 64) for edge in (2**bits - 1, 2**bits, -(2**bits), -(2**bits) - 1)]
 VALUES: tuple[Any, ...] = (
@@ -24,6 +25,12 @@ LISTS = [repr(value) for value in VALUES if isinstance(value, list)]
 NOT_BYTES = [repr(value) for value in VALUES if not isinstance(value, (bytes, type(None)))]
 INEXACT = [repr(value) for value in VALUES if type(value) is int and int(float(value)) != value]
 """Integers that a double does not hold."""
+INEXACT_32 = [
+    repr(value)
+    for value in VALUES
+    if type(value) is int and int(struct.unpack("f", struct.pack("f", value))[0]) != value
+]
+"""Integers that a float of 32 bits does not hold."""
 
 
 class _Bytes:
