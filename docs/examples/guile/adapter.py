@@ -9,7 +9,7 @@ HERE = Path(__file__).resolve().parent
 
 
 class GuileAdapter(ScriptAdapter):
-    """Guile workers, 3.0 or newer with guile-json; parameters as in ``ScriptAdapter``, ``handlers`` is an ``.scm`` file."""
+    """Guile workers, 3.0 or newer with guile-json; parameters as in ``ScriptAdapter``, ``handlers``: ``.scm``."""
 
     runtime = Runtime("Guile", ("guile", "guile-3.0"), (3, 0), {"apt": "guile-3.0 guile-json"}, signature="guile")
     bridge = str(HERE / "snakepit_bridge.scm")
