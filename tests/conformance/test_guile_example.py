@@ -144,11 +144,13 @@ def test_a_low_limit_refuses_the_result_and_still_tells_errors(worker: Worker) -
 
 
 def test_json_is_stricter_than_the_library(worker: Worker) -> None:
-    """A missing comma between two fields is a bad frame; text that looks like one is text."""
+    """A missing comma and a byte order mark make a bad frame; text that looks like it is text."""
     begin(worker)
 
     worker.send_frame(b'{"id":7,"command":"text","args":{"size":1 "b":2}}')
     assert "bad frame: missing-comma" == worker.receive()["error"]["message"]
+    worker.send_frame(b'\xef\xbb\xbf{"id":7,"command":"ping"}')
+    assert "bad frame: no-object" == worker.receive()["error"]["message"]
     assert "x" == worker.call(8, "text", {"size": 1, 'a":1 "b"\\': ["\\", '1 "', "", {"": ""}]})["result"]
 
 
@@ -159,6 +161,7 @@ def test_handlers_print_and_define_what_they_like(worker: Worker) -> None:
     assert "said" == worker.call(1, "say", {"line": "é漢"})["result"]
     assert "é漢\n" == worker.stdout()
     assert "the bridge has a procedure of this name" == worker.call(2, "echo")["result"]
+    assert "" == worker.stderr()
 
 
 @pytest.mark.parametrize(

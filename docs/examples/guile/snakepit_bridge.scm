@@ -68,7 +68,7 @@
     (set! agreed (lset-intersection equal? '("errors" "pipeline" "session") (offered "capabilities"))))
   (unless (member (assoc "start_args" args) '(#f ("start_args" . null)))
     (deny "bad_args" "InvalidArguments" "start_args: the handlers have no start function"))
-  (when handlers (set! commands (append (eval `(load ,handlers) (make-fresh-user-module)) commands)))
+  (when script (set! commands (append (eval `(primitive-load ,script) (make-fresh-user-module)) commands)))
   (set! commands (acons "ping" (const '(("status" . "ok"))) commands))
   (set! limit (or (assoc-ref offer "max_frame") limit))
   (if (not agreed)
@@ -90,7 +90,7 @@
          (state (or (hash-ref sessions session) (make-hash-table)))
          (handler (or (assoc-ref commands name)
                       (deny "unknown_command" "UnknownCommand" "Unknown command: '~a'. Available: ~a"
-                              name (string-join (names) ", ")))))
+                            name (string-join (names) ", ")))))
     (when session (hash-set! sessions session state))
     (handler (match (assoc "args" request) ((_ . args) args) (#f '())) state)))
 
@@ -122,7 +122,7 @@
          (value (json-string->scm text)))
     (check-commas text 0)
     (to-json value '()) ; refuses what is nested too deeply or out of range
-    (if (list? value) value (throw 'no-object))))
+    (if (string-prefix? "{" text) value (throw 'no-object)))) ; nor after a byte order mark
 
 (define (check-commas text from) ; guile-json reads {"a":1 "b":2}
   (match (string-index text #\" from)
@@ -138,7 +138,7 @@
 
 (define to-escape (char-set-union (char-set #\" #\\) (ucs-range->char-set 0 32)))
 
-(define (quoted text from) ; the pieces; scm->json takes milliseconds for a thousand characters
+(define (quoted text from) ; the pieces; scm->json writes U+0000 as it is
   (match (string-index text to-escape from)
     (#f (list (substring text from) "\""))
     (at (let ((code (number->string (char->integer (string-ref text at)) 16)))
@@ -160,7 +160,7 @@
 
 ;;; --- start
 
-(define handlers
+(define script ; with the handlers
   (match (cdr (command-line))
     ((or () ("--mode" _)) #f)
     ((or ("--handlers" file) ("--mode" _ "--handlers" file) ("--handlers" file "--mode" _)) file)
