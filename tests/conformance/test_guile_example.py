@@ -52,10 +52,14 @@ MORE_HANDLERS = r"""
 """
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def guile(require_runtime: Callable[[str], str]) -> str:
-    """Return the path of Guile; without it no test of the module runs."""
-    return require_runtime("guile")
+    """Return the path of Guile; without it, or its JSON, no test of the module runs."""
+    path = require_runtime("guile")
+    probe = [path, "--no-auto-compile", "-c", "(use-modules (json))"]
+    if subprocess.run(probe, capture_output=True, timeout=60, check=False).returncode:
+        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)("guile has no guile-json")
+    return path
 
 
 @pytest.fixture
