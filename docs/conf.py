@@ -6,6 +6,7 @@ import configparser
 import sys
 from pathlib import Path
 
+from pygments.lexers.lisp import RacketLexer
 from pygments.lexers.special import TextLexer
 from sphinx.application import Sphinx
 
@@ -38,5 +39,6 @@ napoleon_use_ivar = True
 
 
 def setup(app: Sphinx) -> None:
-    """Leave Tcl without colours: the lexer of Pygments trips over its backslashes and late comments."""
+    """Leave Tcl without colours, whose lexer trips over backslashes; Racket's knows more of Scheme's characters."""
     app.add_lexer("tcl", TextLexer)
+    app.add_lexer("scheme", RacketLexer)

@@ -35,6 +35,7 @@ php:php-cli php-xml:php
 java:default-jdk-headless:openjdk
 lua5.4:lua5.4:lua
 go:golang-go:go
+guile:guile-3.0 guile-json:guile
 tclsh:tcl:tcl-tk
 jq:jq:jq
 pdftotext:poppler-utils:poppler

@@ -46,13 +46,13 @@ def require_installed(path: Path) -> None:
 
 def test_every_example_is_here() -> None:
     """A new folder needs a test of its own, and a line on the page."""
-    tested = {"node", "r", "python", "ruby", "perl", "php", "java", "lua", "jq", "pdf", "segfault", "tcl"}
+    tested = {"node", "r", "python", "ruby", "perl", "php", "java", "lua", "jq", "pdf", "segfault", "guile", "tcl"}
     page = (ROOT / "docs" / "examples.md").read_text("utf-8")
 
     folders = {path.name for path in EXAMPLES.iterdir() if path.is_dir()}
 
     assert folders <= tested
-    assert [] == [name for name in folders - {"tcl"} if f"examples/{name}/main.py" not in page]
+    assert [] == [name for name in folders - {"guile", "tcl"} if f"examples/{name}/main.py" not in page]
 
 
 def test_markdown_with_marked(tmp_path: Path, node: str) -> None:
