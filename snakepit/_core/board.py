@@ -41,7 +41,7 @@ class Board:
 
     Attributes:
         now: Time of the event that is being handled, monotonic seconds.
-        looked_at: When the pipes were looked at for the last time but this: whatever is read now came later.
+        looked_at: When the pipes that are read now were last seen empty.
         horizon: The last seq accepted when that event was taken up.
         queue: Requests that wait for no worker in particular.
         ahead: Requests sent ahead of time to all workers together.

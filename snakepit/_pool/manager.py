@@ -50,6 +50,9 @@ __all__ = ("Manager",)
 
 _log = QuietLogger("snakepit.pool")
 
+SLEPT_S = 0.0001
+"""A look at the pipes that takes longer has slept; one that finds something takes a tenth of that."""
+
 
 class Manager:
     """Runs one pool.
@@ -209,11 +212,15 @@ class Manager:
     def _turn(self) -> None:
         """Wait for something to happen, and handle all that has."""
         timeout_s: float | None = 0.0
+        began = monotonic_s()
         if self._inbox.may_sleep():
             deadline = self._deadline
-            timeout_s = None if deadline is None else max(0.0, deadline - monotonic_s())
+            timeout_s = None if deadline is None else max(0.0, deadline - began)
         ready = self._links.poll(timeout_s)
-        self._scheduler.board.looked_at, self._looked_at = self._looked_at, monotonic_s()
+        now = monotonic_s()
+        # Who slept has seen that there was nothing when it began to.
+        slept = timeout_s != 0.0 and now - began > SLEPT_S
+        self._scheduler.board.looked_at, self._looked_at = began if slept else self._looked_at, now
         # RACE: 1. a request is posted, 2. the manager takes up what was posted, 3. a caller finds nothing posted, and
         # sends its own.  Nobody has a loan by then, so that it cannot overtake
         # (tests/integration/test_direct.py::test_nobody_overtakes_what_the_manager_has_taken_up).
