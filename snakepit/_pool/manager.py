@@ -40,6 +40,7 @@ from .lending import Lending
 from .link import Link
 from .links import Links, unreachable
 from .loans import REST_S, Lender, Returned
+from .pacing import Pace
 from .performer import Performer
 from .queries import Query, refuse_late
 from .quiet import QuietLogger, quietly
@@ -49,9 +50,6 @@ from .threads import PatientThread
 __all__ = ("Manager",)
 
 _log = QuietLogger("snakepit.pool")
-
-SLEPT_S = 0.0001
-"""A look at the pipes that takes longer has slept; one that finds something takes a tenth of that."""
 
 
 class Manager:
@@ -102,7 +100,7 @@ class Manager:
         self._undone: Iterator[m.Action] = iter(())
         # Only events move it, so what a turn finds at its end holds until the next one.
         self._deadline: float | None = None
-        self._looked_at = 0.0
+        self._pace = Pace(scheduler.board)
         self._closed = False
         self._settler = Settler(adapter, ledger, config, name, self._answers.append)
         self.lender = Lender(ledger, inbox, self._links.pause)
@@ -211,16 +209,14 @@ class Manager:
 
     def _turn(self) -> None:
         """Wait for something to happen, and handle all that has."""
+        self._pace.gather()
         timeout_s: float | None = 0.0
         began = monotonic_s()
         if self._inbox.may_sleep():
             deadline = self._deadline
             timeout_s = None if deadline is None else max(0.0, deadline - began)
         ready = self._links.poll(timeout_s)
-        now = monotonic_s()
-        # Who slept has seen that there was nothing when it began to.
-        slept = timeout_s != 0.0 and now - began > SLEPT_S
-        self._scheduler.board.looked_at, self._looked_at = began if slept else self._looked_at, now
+        self._pace.looked(began, may_sleep=timeout_s != 0.0)
         # RACE: 1. a request is posted, 2. the manager takes up what was posted, 3. a caller finds nothing posted, and
         # sends its own.  Nobody has a loan by then, so that it cannot overtake
         # (tests/integration/test_direct.py::test_nobody_overtakes_what_the_manager_has_taken_up).
