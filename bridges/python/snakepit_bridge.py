@@ -361,6 +361,13 @@ def _unsupported(value):
     raise TypeError("%s is not a JSON type" % type(value).__name__)
 
 
+LARGE_TEXT = 8192
+"""Characters from which it is faster to look for each character that JSON escapes than to look at each character."""
+SAMPLE = 2048
+_ESCAPES = [("\\", "\\\\"), ('"', '\\"'), ("\n", "\\n"), ("\r", "\\r"), ("\t", "\\t"), ("\f", "\\f"), ("\b", "\\b")]
+_ESCAPES += [(chr(code), "\\u%04x" % code) for code in range(32) if chr(code) not in "\n\r\t\f\b"]
+
+
 class _Strict:
     """What the C scanner asks a decoder for."""
 
@@ -369,25 +376,39 @@ class _Strict:
 
 
 def _make_codec():
-    """Return (scan, encode), the C functions themselves: json imports re, which takes as long as all else here.
+    """Return (scan, encode, encode a value with large texts), the C functions themselves.
 
-    And ``JSONEncoder.encode`` makes the C encoder anew for each value.
+    For json imports re, which takes as long as all else here, and ``JSONEncoder.encode`` makes the C encoder anew for
+    each value.
     """
     sample = {"a": [1.5, None]}
     try:
         from _json import encode_basestring, make_encoder, make_scanner
 
-        scan = make_scanner(_Strict)
-        inner = make_encoder(None, _unsupported, encode_basestring, None, ":", ",", False, False, False)
-        usable = scan("".join(inner(sample, 0)), 0) == (sample, 16)
+        def encoder(quote):
+            inner = make_encoder(None, _unsupported, quote, None, ":", ",", False, False, False)
+            return lambda value: "".join(inner(value, 0))
+
+        def quote_large(text):
+            # What was said of the first part holds for the rest, or costs time at most.
+            if len(text) > LARGE_TEXT and len(encode_basestring(text[:SAMPLE])) < SAMPLE + SAMPLE // 32:
+                for plain, escaped in _ESCAPES:
+                    if plain in text:
+                        text = text.replace(plain, escaped)
+                return '"%s"' % text
+            return encode_basestring(text)
+
+        scan, encode, encode_large = make_scanner(_Strict), encoder(encode_basestring), encoder(quote_large)
+        usable = scan(encode(sample), 0) == scan(encode_large(sample), 0) == (sample, 16)
     except Exception:  # another Python's private signatures
         usable = False
     if usable:
-        return scan, lambda value: "".join(inner(value, 0))
+        return scan, encode, encode_large
     from json import JSONEncoder
 
     options = {"ensure_ascii": False, "allow_nan": False, "check_circular": False, "separators": (",", ":")}
-    return _public_decoder().scan_once, JSONEncoder(default=_unsupported, **options).encode
+    encode = JSONEncoder(default=_unsupported, **options).encode
+    return _public_decoder().scan_once, encode, encode
 
 
 def _public_decoder():
@@ -396,7 +417,7 @@ def _public_decoder():
     return JSONDecoder(parse_constant=_no_constant, parse_float=_finite_float)
 
 
-_scan, dumps = _make_codec()
+_scan, dumps, dumps_large = _make_codec()
 
 
 def parse(payload):
@@ -421,22 +442,36 @@ _LEAVES = frozenset((str, int, float, bool, type(None)))
 _JSON_TYPES = _LEAVES.union((dict, list, tuple))
 
 
-def is_plain(value, depth=MAX_DEPTH):
-    """Say whether a value is of exact JSON types throughout; what its leaves hold the encoder checks."""
+def encoder_of(value, depth=MAX_DEPTH):
+    """Return what encodes a value of exact JSON types throughout, None for another one.
+
+    What its leaves hold the encoder checks.
+    """
     kind = type(value)
     if kind is dict:
         for key in value:
             if type(key) is not str:
-                return False
+                return None
         value = value.values()
+    elif kind is str:
+        return dumps_large if len(value) > LARGE_TEXT else dumps
     elif kind is not list and kind is not tuple:
-        return kind in _LEAVES
+        return dumps if kind in _LEAVES else None
     if len(value) > 16 and _LEAVES.issuperset(map(type, value)):
-        return True
-    for item in value:  # noqa: SIM110 - a generator costs more, on every reply
-        if type(item) not in _LEAVES and (depth <= 1 or not is_plain(item, depth - 1)):
-            return False
-    return True
+        return dumps
+    best = dumps
+    for item in value:
+        kind = type(item)
+        if kind is str:
+            if len(item) > LARGE_TEXT:
+                best = dumps_large
+        elif kind not in _LEAVES:
+            inner = encoder_of(item, depth - 1) if depth > 1 else None
+            if inner is None:
+                return None
+            if inner is not dumps:
+                best = inner
+    return best
 
 
 def encode(value, root, attachments):
@@ -452,9 +487,10 @@ def encode(value, root, attachments):
     """
     if value is None:
         return b"null"
-    if is_plain(value):
+    dump = encoder_of(value)
+    if dump is not None:
         try:
-            return dumps(value).encode()
+            return dump(value).encode()
         except (ValueError, RecursionError) as error:
             reason = str(error)
             attachments = None

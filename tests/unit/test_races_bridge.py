@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from types import ModuleType
 from typing import Any
 
 import pytest
-
-from snakepit._bridges import bridge_path
+from unit.bridge import load_bridge
 
 
 class _Left(BaseException):
@@ -36,13 +33,7 @@ class _Stream:
 @pytest.fixture
 def bridge(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """Return the bridge as a module of its own."""
-    spec = importlib.util.spec_from_file_location("bridge_under_test", bridge_path("python/snakepit_bridge.py"))
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    for name in (spec.name, "snakepit_bridge"):
-        monkeypatch.setitem(sys.modules, name, module)
-    spec.loader.exec_module(module)
-    return module
+    return load_bridge(monkeypatch)
 
 
 @pytest.mark.parametrize("meeting", ["the request has just been answered", "the status has just been set", "idle"])
