@@ -56,8 +56,8 @@ lint: $(VENV)/.installed-dev ## ruff
 typecheck: $(VENV)/.installed-dev ## mypy --strict on snakepit/
 	$(BIN)/mypy
 
-# Side by side, each process in the suites' own order; JOBS=0 for one process.  Many tests wait: three keep two processors busy.
-JOBS ?= 3
+# Side by side, each process in the suites' own order; JOBS=0 for one process.
+JOBS ?= 2
 .PHONY: suites
 suites: $(VENV)/.installed-dev ## Architecture, unit, conformance, integration and documentation-code tests
 	$(PYTEST) -n $(JOBS) $(ARGS)
