@@ -89,13 +89,10 @@ def java() -> Language:
 
 
 def lua() -> Language:
-    """Return Lua, whose bridge is started by a shell."""
-    program = next(filter(shutil.which, LuaAdapter.runtime.programs), None)
-    if program is None:
-        raise WorkerStartError("no Lua here", argv=LuaAdapter.runtime.programs)
-    bridge = f"{ROOT}/bridges/lua/snakepit_bridge.lua"
-    command = ["sh", bridge, "--handlers", str(HANDLERS / "handlers.lua")]
-    return Language(CommandAdapter(command, level=1), (program, "-e", ""))
+    """Return Lua, whose bridge is started by a shell; the bare program is Lua itself."""
+    adapter = LuaAdapter(HANDLERS / "handlers.lua")
+    words = adapter.argv()
+    return Language(adapter, (words[words.index("--lua") + 1], "-e", ""))
 
 
 def go() -> Language:

@@ -1,6 +1,6 @@
 #!/bin/sh
 # Makes sure that the programs of the test workers are there: Node (has to be present), the other languages, the
-# programs of the examples, and on Linux bubblewrap (installed if a package manager and the right to use it are at hand).  What stays missing is
+# programs of the examples, and on Linux bubblewrap and the oldest Lua (installed if a package manager and the right to use it are at hand).  What stays missing is
 # said loudly; with CI=true it is a failure, since what was skipped would pass for tested.
 set -eu
 
@@ -52,8 +52,9 @@ for line in $(echo "$wanted" | tr ' ' ,); do
     fi
 done
 if [ "$(uname)" = Linux ]; then
-    runtimes="$runtimes bwrap"
+    runtimes="$runtimes bwrap lua5.3"
     has bwrap || packages="$packages bubblewrap"
+    has lua5.3 || packages="$packages lua5.3"
 fi
 if [ -n "$packages" ]; then
     echo "install_runtimes: installing$packages"

@@ -28,10 +28,6 @@ from .session_rules import SessionRules
 
 __all__ = ("Dispatcher",)
 
-MAX_AHEAD = 64
-"""Most requests in one worker's pipe.  Measured (benchmarks/throughput.py): more gains nothing."""
-
-
 class Dispatcher:
     """Matches queued requests with idle workers and keeps busy pipes filled."""
 
@@ -177,7 +173,7 @@ class Dispatcher:
         if last.kind is not RequestKind.USER or last.answers is not None:
             return
         board = self._board
-        limit = min(MAX_AHEAD, most_ahead(worker))
+        limit = most_ahead(worker)
         if len(worker.sent) * 2 > limit:
             return
         room = self._allowance(worker)

@@ -9,6 +9,9 @@ from .model import Request, RequestKind, Worker
 
 __all__ = ("is_light", "is_tiny", "most_ahead", "note_haste", "note_time", "part_size")
 
+MAX_AHEAD = 64
+"""Most requests in one worker's pipe.  Measured (benchmarks/throughput.py): more gains nothing."""
+
 AHEAD_S = 0.005
 """Most work, in seconds of recent service time, that is sent ahead to one worker."""
 
@@ -47,7 +50,7 @@ def part_size(worker: Worker, items: int, workers: int) -> int:
 
 def most_ahead(worker: Worker) -> int:
     """Return how many requests may be in a worker's pipe at a time; 0 where nothing is known of it."""
-    return 0 if worker.service_s is None else int(AHEAD_S / max(worker.service_s, 1e-6))
+    return 0 if worker.service_s is None else min(MAX_AHEAD, int(AHEAD_S / max(worker.service_s, 1e-6)))
 
 
 def note_time(worker: Worker, service_s: float) -> None:

@@ -17,7 +17,7 @@ GATHER_S = 0.0001
 four times as much lets the workers run dry."""
 
 LEAST_AHEAD = 2
-"""Requests sent ahead that keep the workers busy for such a pause."""
+"""Requests sent ahead, to all workers together, with which these seldom run dry in such a pause."""
 
 DEEP = 64
 """Queue that gives the thread enough to do at each look as it is."""

@@ -240,6 +240,33 @@ class Worker(peer.Worker):
         return int(re.findall(r"^syscw: (\d+)$", text, re.MULTILINE)[0])
 
 
+def bridge_of(language: str) -> Bridge:
+    """Return the one bridge of a language."""
+    (bridge,) = (bridge for bridge in find_bridges() if bridge.language == language)
+    return bridge
+
+
+def starter(bridge: Bridge, folder: Path) -> Callable[[str], Worker]:
+    """Return a function that starts a worker with a handler file of the given text, in the folder."""
+
+    def start_with(text: str) -> Worker:
+        path = folder / f"handlers{Path(bridge.handlers).suffix}"
+        path.write_text(text, "utf-8")
+        return Worker([*bridge.argv, "--handlers", str(path)])
+
+    return start_with
+
+
+def answers(worker: Worker, calls: Iterable[tuple[str, Any]]) -> list[Any]:
+    """Return the result of each call, or the message of its error."""
+    found = []
+    for number, (command, args) in enumerate(calls, start=1):
+        worker.send({"id": number, "command": command, "args": args})
+        reply = worker.receive()
+        found.append(reply["result"] if reply["success"] else reply["error"]["message"])
+    return found
+
+
 def start_bridge(
     bridge: Bridge, level: int = 1, *, handlers: bool = True, claim: bool = True, packets: bool = False
 ) -> Worker:

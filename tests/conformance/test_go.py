@@ -16,7 +16,7 @@ from conformance.driver import (
     BUILD_TIMEOUT_S,
     Bridge,
     Worker,
-    find_bridges,
+    bridge_of,
     prepare,
     start_bridge,
 )
@@ -133,7 +133,7 @@ func main() {
 def go(require_runtime: Callable[[str], str]) -> Bridge:
     """Return the Go bridge, built."""
     require_runtime("go")
-    (bridge,) = (bridge for bridge in find_bridges() if bridge.language == "go")
+    bridge = bridge_of("go")
     prepare(bridge)
     return bridge
 
@@ -150,10 +150,9 @@ def build(folder: Path, code: str) -> Path:
 
 
 @pytest.fixture(scope="module")
-def types(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def types(require_runtime: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a program with a command for each type."""
-    if shutil.which("go") is None:
-        pytest.skip("no go")
+    require_runtime("go")
     return build(tmp_path_factory.mktemp("types"), TYPES)
 
 

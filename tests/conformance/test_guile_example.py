@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 import subprocess
@@ -13,6 +12,8 @@ from typing import Any
 
 import pytest
 from conformance.driver import REPLY_TIMEOUT_S, Worker
+from conformance.example_bridge import PAGE, adapter_of, begin, blocks_of_page, check_applicable, check_shown
+from missing import give_up
 
 from snakepit import (
     CommandError,
@@ -27,16 +28,11 @@ from snakepit._conformance.case import Case
 from snakepit._conformance.runner import Suite, select_cases
 from snakepit._conformance.survey import Target
 
-DOCS = Path(__file__).resolve().parents[2] / "docs"
-FOLDER = DOCS / "examples" / "guile"
+FOLDER = PAGE.parent / "examples" / "guile"
 BRIDGE, HANDLERS = FOLDER / "snakepit_bridge.scm", FOLDER / "handlers.scm"
 GUILE = ("guile", "--no-auto-compile", str(BRIDGE))
 SUITE = Suite(Target((*GUILE, "--handlers", str(HANDLERS)), REPLY_TIMEOUT_S, Worker))
 LINES = {"bridge": 100, "JSON": 35}  # of code, at most, each of at most 110 characters; the page says so
-# What a bridge with the capabilities errors, pipeline and session, and none of the test commands, need not have.
-ABSENT = re.compile(
-    r"command \w+|capability (deadline|attachments|batch|log|claim)|the fields of section 12 in its (ping|echo)"
-)
 MORE_HANDLERS = r"""
 (define (answer . rest) "the bridge has a procedure of this name")
 (define (crash args state) (kill (getpid) SIGKILL))
@@ -58,20 +54,14 @@ def guile(require_runtime: Callable[[str], str]) -> str:
     path = require_runtime("guile")
     probe = [path, "--no-auto-compile", "-c", "(use-modules (json))"]
     if subprocess.run(probe, capture_output=True, timeout=60, check=False).returncode:
-        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)("guile has no guile-json")
+        give_up("guile has no guile-json")
     return path
 
 
 @pytest.fixture
 def adapter_class() -> type[ScriptAdapter]:
     """Return the adapter of the example."""
-    spec = importlib.util.spec_from_file_location("guile_adapter", FOLDER / "adapter.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    found: type[ScriptAdapter] = module.GuileAdapter
-    return found
+    return adapter_of(FOLDER, "GuileAdapter")
 
 
 @pytest.fixture
@@ -89,24 +79,10 @@ def worker(more: Path) -> Iterator[Worker]:
         yield process
 
 
-def begin(worker: Worker, start_args: Any = None, max_frame: int = 1 << 20) -> Any:
-    """Make the handshake and return the reply."""
-    offer = {"versions": [1], "max_frame": max_frame, "capabilities": ["errors", "session"]}
-    return worker.call(0, "ping", {"worker_id": "w1", "protocol": offer, "start_args": start_args})
-
-
 @pytest.mark.parametrize("case", select_cases(1), ids=str)
 def test_conformance(case: Case) -> None:
     """What applies passes, without a known limit; what does not is a command or capability that it does not have."""
-    outcome = SUITE.run(case)
-
-    if outcome.finding is not None:
-        raise outcome.finding
-    if outcome.status != "passed":
-        reason = outcome.reason or ""
-        absent = reason.removeprefix("the bridge does not have: ").split(", ")
-        assert "not applicable" == outcome.status
-        assert reason.startswith("it is for ") or all(map(ABSENT.fullmatch, absent)), reason
+    check_applicable(SUITE, case)
 
 
 def test_errors_have_type_message_and_traceback(worker: Worker) -> None:
@@ -225,7 +201,7 @@ def test_another_program_is_told(adapter_class: type[ScriptAdapter], tmp_path: P
 
 def test_the_bridge_has_as_many_lines_as_the_page_says() -> None:
     """Blank lines and comments do not count, and no line is longer than a hundred and ten characters."""
-    page = (DOCS / "bridges.md").read_text("utf-8")
+    page = PAGE.read_text("utf-8")
     source = BRIDGE.read_text("utf-8")
     json = source[source.index(";;; --- JSON") : source.index(";;; --- start")]
 
@@ -240,28 +216,19 @@ def test_the_bridge_has_as_many_lines_as_the_page_says() -> None:
 
 def test_the_page_shows_what_lies_in_the_folder() -> None:
     """Each block of Scheme on the page, and the adapter, are in the files word for word; each is shown once."""
-    sources = [path.read_text("utf-8") for path in sorted(FOLDER.iterdir()) if path.is_file()]
-
     shown = [*blocks_of_page("scheme"), *(block for block in blocks_of_page("python") if "class GuileAdapter" in block)]
 
     assert len(shown) > 10
-    assert sorted(set(shown)) == sorted(shown)
-    assert [] == [block for block in shown if not any(block in source for source in sources)]
+    check_shown(shown, FOLDER)
 
 
 def test_the_calls_of_the_page_run() -> None:
     """What the page tells users to write works in the folder of the example."""
     (calls,) = (block for block in blocks_of_page("python") if "import GuileAdapter" in block)
-    env = {**os.environ, "PYTHONPATH": str(DOCS.parent), "PYTHONDONTWRITEBYTECODE": "1"}
+    env = {**os.environ, "PYTHONPATH": str(PAGE.parents[1]), "PYTHONDONTWRITEBYTECODE": "1"}
 
     done = subprocess.run(
         [sys.executable, "-c", calls], cwd=FOLDER, env=env, capture_output=True, text=True, timeout=60, check=False
     )
 
     assert (0, "", "") == (done.returncode, done.stdout, done.stderr)
-
-
-def blocks_of_page(language: str) -> list[str]:
-    """Return the fenced blocks of docs/bridges.md in a language."""
-    page = (DOCS / "bridges.md").read_text("utf-8")
-    return re.findall(rf"^```{language}\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)

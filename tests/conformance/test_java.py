@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conformance.driver import Bridge, Worker, find_bridges, start_bridge
+from conformance.driver import Bridge, Worker, bridge_of, start_bridge
 from conformance.schemas import LISTS, NOT_BYTES, disagreements
 
 from snakepit import JavaAdapter
@@ -28,8 +27,7 @@ TYPES = [
 def java(require_runtime: Callable[[str], str]) -> Bridge:
     """Return the Java bridge."""
     require_runtime("java")
-    (bridge,) = (bridge for bridge in find_bridges() if bridge.runtime == "java")
-    return bridge
+    return bridge_of("java")
 
 
 def test_request_behind_a_slow_one_is_served(java: Bridge) -> None:
@@ -132,10 +130,9 @@ def test_handlers_that_cannot_be(java: Bridge, tmp_path: Path, body: str, messag
 
 
 @pytest.fixture(scope="module")
-def types(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+def types(require_runtime: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """Return the command line of a worker with a command for each type."""
-    if shutil.which("java") is None:
-        pytest.skip("no java")
+    require_runtime("java")
     imports = "import java.math.*; import java.util.*; import snakepit.SnakepitBridge.*;"
     methods = [
         f'@Command(value = "{name}", doc = "Take it.") void take{number}({name} v) {{}}'

@@ -7,27 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conformance.driver import Worker, find_bridges
+from conformance.driver import Worker, answers, bridge_of, starter
 
 
 @pytest.fixture
 def start(require_runtime: Callable[[str], str], tmp_path: Path) -> Callable[[str], Worker]:
     """Return a function that starts a worker with the handler file of the given text."""
     require_runtime("php")
-    (bridge,) = (bridge for bridge in find_bridges() if bridge.language == "php")
-
-    def start_with(text: str) -> Worker:
-        path = tmp_path / "handlers.php"
-        path.write_text(text, "utf-8")
-        return Worker([*bridge.argv, "--handlers", str(path)])
-
-    return start_with
-
-
-def answers(worker: Worker, calls: list[tuple[str, Any]]) -> list[Any]:
-    """Return the result of each call, or the message of its error."""
-    replies = [worker.call(number, *call) for number, call in enumerate(calls, start=1)]
-    return [reply["result"] if reply["success"] else reply["error"]["message"] for reply in replies]
+    return starter(bridge_of("php"), tmp_path)
 
 
 START_FAILURES = {

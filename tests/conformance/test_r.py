@@ -7,31 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conformance.driver import Worker, find_bridges
+from conformance.driver import Worker, answers, bridge_of, starter
 
 
 @pytest.fixture
 def start(require_runtime: Callable[[str], str], tmp_path: Path) -> Callable[[str], Worker]:
     """Return a function that starts a worker with the handler file of the given text."""
     require_runtime("Rscript")
-    (bridge,) = (bridge for bridge in find_bridges() if bridge.language == "r")
-
-    def start_with(text: str) -> Worker:
-        path = tmp_path / "handlers.R"
-        path.write_text(text, "utf-8")
-        return Worker([*bridge.argv, "--handlers", str(path)])
-
-    return start_with
-
-
-def answers(worker: Worker, calls: list[tuple[str, Any]]) -> list[Any]:
-    """Return the result of each call, or the message of its error."""
-    found = []
-    for number, (command, args) in enumerate(calls, start=1):
-        worker.send({"id": number, "command": command, "args": args})
-        reply = worker.receive()
-        found.append(reply["result"] if reply["success"] else reply["error"]["message"])
-    return found
+    return starter(bridge_of("r"), tmp_path)
 
 
 START_FAILURES = {

@@ -7,27 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conformance.driver import Bridge, Worker, find_bridges, frame, start_bridge
+from conformance.driver import Bridge, Worker, bridge_of, frame, start_bridge, starter
 
 
 @pytest.fixture
 def ruby(require_runtime: Callable[[str], str]) -> Bridge:
     """Return the Ruby bridge."""
     require_runtime("ruby")
-    (bridge,) = (bridge for bridge in find_bridges() if bridge.language == "ruby")
-    return bridge
+    return bridge_of("ruby")
 
 
 @pytest.fixture
 def start(ruby: Bridge, tmp_path: Path) -> Callable[[str], Worker]:
     """Return a function that starts a worker with the handler file of the given text."""
-
-    def start_with(text: str) -> Worker:
-        path = tmp_path / "handlers.rb"
-        path.write_text(text, "utf-8")
-        return Worker([*ruby.argv, "--handlers", str(path)])
-
-    return start_with
+    return starter(ruby, tmp_path)
 
 
 START_FAILURES = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 import pytest
 from conformance.driver import IMPATIENT_S, REPLY_TIMEOUT_S, Worker
+from conformance.example_bridge import PAGE, adapter_of, begin, blocks_of_page, check_applicable, check_shown
 
 from snakepit import (
     CommandError,
@@ -24,8 +24,7 @@ from snakepit._conformance.case import Case
 from snakepit._conformance.runner import Suite, select_cases
 from snakepit._conformance.survey import Target
 
-DOCS = Path(__file__).resolve().parents[2] / "docs"
-FOLDER = DOCS / "examples" / "tcl"
+FOLDER = PAGE.parent / "examples" / "tcl"
 BRIDGE, HANDLERS = FOLDER / "snakepit_bridge.tcl", FOLDER / "handlers.tcl"
 ARGV = ("tclsh", str(BRIDGE), "--handlers", str(HANDLERS))
 SUITE = Suite(Target(ARGV, REPLY_TIMEOUT_S, Worker))
@@ -37,10 +36,6 @@ CANNOT = {
     "sigint-is-ignored",
     "level0-sigint-is-ignored",
 }
-# What a bridge with the capabilities errors, pipeline and session, and none of the test commands, need not have.
-ABSENT = re.compile(
-    r"command \w+|capability (deadline|attachments|batch|log|claim)|the fields of section 12 in its (ping|echo)"
-)
 MORE_HANDLERS = r"""
 proc on_start {json} { global greeting; set greeting [field $json greeting] }
 command greet { text "$::greeting, [field $json name]" }
@@ -62,13 +57,7 @@ def tclsh(require_runtime: Callable[[str], str]) -> str:
 @pytest.fixture
 def adapter_class() -> type[ScriptAdapter]:
     """Return the adapter of the example."""
-    spec = importlib.util.spec_from_file_location("tcl_adapter", FOLDER / "adapter.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    found: type[ScriptAdapter] = module.TclAdapter
-    return found
+    return adapter_of(FOLDER, "TclAdapter")
 
 
 @pytest.fixture
@@ -79,25 +68,10 @@ def worker(tmp_path: Path) -> Iterator[Worker]:
         yield process
 
 
-def begin(worker: Worker, start_args: Any, max_frame: int = 1 << 20) -> Any:
-    """Make the handshake and return the reply."""
-    offer = {"versions": [1], "max_frame": max_frame, "capabilities": ["errors", "session"]}
-    return worker.call(0, "ping", {"worker_id": "w1", "protocol": offer, "start_args": start_args})
-
-
 @pytest.mark.parametrize("case", select_cases(1), ids=str)
 def test_conformance(case: Case) -> None:
     """What applies passes; what does not is a command or capability that the bridge does not have, or a known limit."""
-    outcome = SUITE.run(case)
-
-    if outcome.finding is not None:
-        raise outcome.finding
-    if outcome.status == "cannot":
-        assert case.name in CANNOT
-    elif outcome.status == "not applicable":
-        reason = outcome.reason or ""
-        absent = reason.removeprefix("the bridge does not have: ").split(", ")
-        assert reason.startswith("it is for ") or all(map(ABSENT.fullmatch, absent)), reason
+    check_applicable(SUITE, case, CANNOT)
 
 
 def test_a_known_limit_is_one() -> None:
@@ -212,13 +186,10 @@ def test_a_tcl_that_is_too_old_is_told(adapter_class: type[ScriptAdapter], tmp_p
 
 def test_the_page_shows_what_lies_in_the_folder() -> None:
     """Each block of Tcl on the page is in the files word for word, and shown once."""
-    sources = [path.read_text("utf-8") for path in sorted(FOLDER.glob("*.tcl"))]
-
     shown = blocks_of_page("tcl")
 
     assert len(shown) >= 4
-    assert sorted(set(shown)) == sorted(shown)
-    assert [] == [block for block in shown if not any(block in source for source in sources)]
+    check_shown(shown, FOLDER)
 
 
 def test_the_bridge_has_as_many_lines_as_the_page_says() -> None:
@@ -230,10 +201,4 @@ def test_the_bridge_has_as_many_lines_as_the_page_says() -> None:
         sum(line.strip() != "" and not line.startswith("#") for line in text.splitlines()) for text in (source, json)
     )
 
-    assert f"Of its {whole} lines of code {part} read and write JSON" in (DOCS / "bridges.md").read_text("utf-8")
-
-
-def blocks_of_page(language: str) -> list[str]:
-    """Return the fenced blocks of docs/bridges.md in a language."""
-    page = (DOCS / "bridges.md").read_text("utf-8")
-    return re.findall(rf"^```{language}\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    assert f"Of its {whole} lines of code {part} read and write JSON" in PAGE.read_text("utf-8")

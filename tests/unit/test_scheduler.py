@@ -8,9 +8,8 @@ import pytest
 from unit.scheduling import Bench, outcome
 
 from snakepit._core import model as m
-from snakepit._core.dispatcher import MAX_AHEAD
 from snakepit._core.model import Outcome, Request
-from snakepit._core.portions import MAX_AHEAD_BYTES
+from snakepit._core.portions import MAX_AHEAD, MAX_AHEAD_BYTES
 from snakepit.errors import CommandTimeout, InternalError, ProtocolError, QueueTimeout, WorkerDied
 
 
