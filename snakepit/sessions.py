@@ -14,11 +14,11 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
+from ._store import transactions as _tx
 from ._store.backends import MemoryBackend, SessionBackend, Table
 from ._store.locks import Turns
-from ._store.lookup import SESSION, check_live, find, find_session
 from ._store.records import (
     Row,
     Session,
@@ -30,11 +30,12 @@ from ._store.records import (
     new_version,
 )
 from ._store.sqlite import SQLiteBackend
-from .errors import SessionError, SessionExists, SessionNotFound, SessionQuotaExceeded
+from ._store.transactions import GLOBAL, SESSION
+from .errors import SessionError, SessionExists, SessionQuotaExceeded
 
 __all__ = ("MemoryBackend", "SQLiteBackend", "Session", "SessionBackend", "SessionStats", "SessionStore")
 
-_GLOBAL: Final = ""  # the owner of the global programs; session ids are never empty
+T = TypeVar("T")
 
 _SWEEP_S: Final = 60.0  # arbitrary; what has expired is invisible meanwhile
 _UPDATE_ATTEMPTS: Final = 50  # arbitrary; each lost attempt means that another process got its change in
@@ -115,22 +116,24 @@ class SessionStore:
         if metadata is not None and not isinstance(metadata, Mapping):
             raise TypeError(f"metadata must be a mapping or None, not {metadata!r}")
         value = self._backend.encode({"metadata": dict(metadata or {}), "data": {}}, "")
-        with self._backend.transaction(write=True) as table:
-            now = self._clock()
+
+        def make(table: Table, now: float) -> tuple[Row, int, bool]:
             old = table.get(session_id, SESSION)
             if old is not None and not old.expired(now):
                 raise SessionExists(f"session {session_id!r} exists already")
-            expired = 0 if old is None else 1
             if old is not None:
                 table.delete(session_id, SESSION)
             swept, room = self._make_room(table, now, sessions=True)
             row = Row(value, now, now, ttl_s, new_version())
             if room:
                 table.put(session_id, SESSION, row)
-        self._count_expired(expired + swept)
+            return row, swept + (old is not None), room
+
+        row, expired, room = self._write(make)
+        self._count_expired(expired)
         if not room:
             raise SessionQuotaExceeded(f"no room for session {session_id!r}: {self._max_sessions} exist")
-        return self._session(session_id, {SESSION: row}, now)
+        return self._session(session_id, {SESSION: row}, row.created_at)
 
     def get(self, session_id: str) -> Session:
         """Return a snapshot of a session, which starts its idle time anew.
@@ -139,12 +142,7 @@ class SessionStore:
             SessionNotFound: Missing or expired; raised here.
         """
         session_id = check_id("session_id", session_id)
-        with self._backend.transaction(write=True, durable=False) as table:
-            now = self._clock()
-            rows = table.owned(session_id)
-            check_live(rows.get(SESSION), session_id, now)
-            table.touch(session_id, SESSION, now)
-        return self._session(session_id, rows, now)
+        return self._session(session_id, *self._write(_tx.get_session, session_id, durable=False))
 
     def update(self, session_id: str, fn: Callable[[dict[str, Any]], dict[str, Any] | None]) -> Session:
         """Change a session's data by a callback: all of it, or nothing where the callback raises.
@@ -186,14 +184,11 @@ class SessionStore:
     def exists(self, session_id: str) -> bool:
         """Say whether there is such a session that has not expired; its idle time goes on."""
         session_id = check_id("session_id", session_id)
-        with self._backend.transaction(write=False) as table:
-            row = table.get(session_id, SESSION)
-            return row is not None and not row.expired(self._clock())
+        return self._read(_tx.exists, session_id)
 
     def ids(self) -> tuple[str, ...]:
         """Return the ids of all sessions that have not expired, oldest first."""
-        with self._backend.transaction(write=False) as table:
-            return table.ids(self._clock())
+        return self._read(_tx.ids)
 
     def __len__(self) -> int:
         return len(self.ids())
@@ -202,18 +197,19 @@ class SessionStore:
         return iter(self.ids())
 
     def __contains__(self, session_id: object) -> bool:
-        return isinstance(session_id, str) and session_id != "" and self.exists(session_id)
+        try:
+            return self.exists(session_id)  # type: ignore[arg-type]  # whoever asks for another type is answered
+        except (TypeError, ValueError):
+            return False
 
     def stats(self) -> SessionStats:
         """Return the numbers of this moment."""
-        with self._backend.transaction(write=False) as table:
-            live, size_bytes = table.counts(self._clock()), table.size_bytes()
+        live, size_bytes = self._read(_tx.count)
         return SessionStats(*live, self._expired_total, self._max_sessions, self._backend.name, size_bytes)
 
     def cleanup_expired(self) -> int:
         """Remove the expired sessions and global programs; return how many there were."""
-        with self._backend.transaction(write=True) as table:
-            swept = table.sweep(self._clock())
+        swept = self._write(_tx.sweep)
         self._count_expired(swept)
         return swept
 
@@ -226,11 +222,7 @@ class SessionStore:
         """
         session_id, program_id = check_id("session_id", session_id), check_id("program_id", program_id)
         value = self._backend.encode(program, f"/programs/{program_id}")
-        with self._backend.transaction(write=True) as table:
-            now = self._clock()
-            find_session(table, session_id, now)
-            table.touch(session_id, SESSION, now)
-            table.put(session_id, program_id, Row(value, now, now, math.inf, new_version()))
+        self._write(_tx.store_program, session_id, program_id, value)
 
     def get_program(self, session_id: str, program_id: str) -> Any:
         """Return a program of a session, which starts the session's idle time anew.
@@ -239,11 +231,7 @@ class SessionStore:
             SessionNotFound: No such session, or no such program in it; raised here.
         """
         session_id, program_id = check_id("session_id", session_id), check_id("program_id", program_id)
-        with self._backend.transaction(write=True, durable=False) as table:
-            now = self._clock()
-            row = find(table, session_id, program_id, now)
-            table.touch(session_id, SESSION, now)
-        return self._backend.decode(row.value)
+        return self._backend.decode(self._write(_tx.get_program, session_id, program_id, durable=False).value)
 
     def update_program(self, session_id: str, program_id: str, fn: Callable[[Any], Any]) -> Any:
         """Change a program by a callback, under the rules of ``update``.
@@ -273,14 +261,7 @@ class SessionStore:
     def delete_program(self, session_id: str, program_id: str) -> bool:
         """Remove a program of a session; return whether there was one."""
         session_id, program_id = check_id("session_id", session_id), check_id("program_id", program_id)
-        with self._backend.transaction(write=True) as table:
-            now = self._clock()
-            session = table.get(session_id, SESSION)
-            if session is None or session.expired(now) or table.get(session_id, program_id) is None:
-                return False
-            table.touch(session_id, SESSION, now)
-            table.delete(session_id, program_id)
-            return True
+        return self._write(_tx.delete_program, session_id, program_id)
 
     def store_global_program(self, program_id: str, program: Any, *, ttl_s: float | None = None) -> None:
         """Keep a program apart from sessions, in place of one of the same id.
@@ -297,13 +278,16 @@ class SessionStore:
         program_id = check_id("program_id", program_id)
         ttl_s = self._default_ttl_s if ttl_s is None else check_ttl("ttl_s", ttl_s)
         value = self._backend.encode(program, f"/global_programs/{program_id}")
-        with self._backend.transaction(write=True) as table:
-            now = self._clock()
+
+        def put(table: Table, now: float) -> tuple[int, bool]:
             swept, room = 0, True
-            if table.get(_GLOBAL, program_id) is None:
+            if table.get(GLOBAL, program_id) is None:
                 swept, room = self._make_room(table, now, sessions=False)
             if room:
-                table.put(_GLOBAL, program_id, Row(value, now, now, ttl_s, new_version()))
+                table.put(GLOBAL, program_id, Row(value, now, now, ttl_s, new_version()))
+            return swept, room
+
+        swept, room = self._write(put)
         self._count_expired(swept)
         if not room:
             raise SessionQuotaExceeded(f"no room for program {program_id!r}: {self._max_sessions} exist")
@@ -315,17 +299,11 @@ class SessionStore:
             SessionNotFound: Missing or expired; raised here.
         """
         program_id = check_id("program_id", program_id)
-        with self._backend.transaction(write=True, durable=False) as table:
-            now = self._clock()
-            row = table.get(_GLOBAL, program_id)
-            if row is None or row.expired(now):
-                raise SessionNotFound(f"no global program {program_id!r}")
-            table.touch(_GLOBAL, program_id, now)
-        return self._backend.decode(row.value)
+        return self._backend.decode(self._write(_tx.get_global_program, program_id, durable=False).value)
 
     def delete_global_program(self, program_id: str) -> bool:
         """Remove a global program; return whether there was one that had not expired."""
-        return self._delete(_GLOBAL, check_id("program_id", program_id))
+        return self._delete(GLOBAL, check_id("program_id", program_id))
 
     def close(self) -> None:
         """Close the backend; again is harmless."""
@@ -337,6 +315,14 @@ class SessionStore:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
+    def _read(self, step: Callable[..., T], *args: Any) -> T:
+        return self._backend.transact(lambda table: step(table, self._clock(), *args), write=False)
+
+    def _write(self, step: Callable[..., T], *args: Any, durable: bool = True) -> T:
+        return self._backend.transact(
+            lambda table: step(table, self._clock(), *args), write=True, durable=durable
+        )
+
     def _change(
         self, session_id: str, key: str, path: str, change: Callable[[Any], Any]
     ) -> tuple[dict[str, Row], float]:
@@ -345,31 +331,22 @@ class SessionStore:
         Returns:
             The session's rows, and when that was.
         """
-        with self._turns.turn(session_id):
+
+        def attempts() -> tuple[dict[str, Row], float]:
             for _ in range(_UPDATE_ATTEMPTS):
-                with self._backend.transaction(write=False) as table:
-                    row = find(table, session_id, key, self._clock())
+                row = self._read(_tx.find, session_id, key)
                 value = self._backend.encode(change(self._backend.decode(row.value)), path)
-                with self._backend.transaction(write=True) as table:
-                    now = self._clock()
-                    # RACE: 1. the callback runs; 2. another process, or store_program here, changes the
-                    # row; 3. storing the result would undo that.  The version tells, and it starts again
-                    # (tests/unit/test_sessions.py::test_an_update_starts_again_when_the_row_changed_meanwhile).
-                    if find(table, session_id, key, now).version == row.version:
-                        table.put(session_id, key, Row(value, row.created_at, now, row.ttl_s, new_version()))
-                        if key != SESSION:
-                            table.touch(session_id, SESSION, now)
-                        return table.owned(session_id), now
-        raise SessionError(f"session {session_id!r} was changed by others during {_UPDATE_ATTEMPTS} updates")
+                done = self._write(_tx.replace, session_id, key, row, value)
+                if done is not None:
+                    return done
+            raise SessionError(f"session {session_id!r} was changed by others during {_UPDATE_ATTEMPTS} updates")
+
+        return self._turns.run(session_id, attempts)
 
     def _delete(self, owner: str, key: str) -> bool:
-        with self._backend.transaction(write=True) as table:
-            row = table.get(owner, key)
-            if row is not None:
-                table.delete(owner, key)
-            expired = row is not None and row.expired(self._clock())
+        there, expired = self._write(_tx.delete, owner, key)
         self._count_expired(int(expired))
-        return row is not None and not expired
+        return there and not expired
 
     def _make_room(self, table: Table, now: float, *, sessions: bool) -> tuple[int, bool]:
         """Sweep where it is time to or the quota is reached; return the number swept, and whether one more fits."""

@@ -1,6 +1,6 @@
 """Where a session store keeps its rows: the protocol, and the backend in memory.
 
-Runs on the threads of the store's callers.  A backend owns its rows and the one mutex in front of
+Runs on the threads of the store's callers.  A backend owns its rows and the one lock in front of
 them; what the rows mean (sessions, programs, expiry, quota) is the business of ``sessions``, which
 this module must not import.
 
@@ -14,15 +14,17 @@ A row is addressed by ``(owner, key)``; neither ids nor keys of users are empty,
 from __future__ import annotations
 
 import copy
-from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any, Protocol, TypeVar
 
 from ..errors import SessionError
 from .copies import copy_plain, copy_tree
-from .locks import Mutex, watch_forks
+from .locks import INSIDE, Lock, is_owned, watch_forks
 from .records import Row
 
 __all__ = ("MemoryBackend", "SessionBackend", "Table")
+
+T = TypeVar("T")
 
 
 class Table(Protocol):
@@ -74,15 +76,16 @@ class SessionBackend(Protocol):
     def decode(self, stored: Any) -> Any:
         """Return a new value from what ``encode`` made."""
 
-    def transaction(self, *, write: bool, durable: bool = True) -> AbstractContextManager[Table]:
-        """Enter the one transaction at a time that this process has.
+    def transact(self, body: Callable[[Table], T], *, write: bool, durable: bool = True) -> T:
+        """Call ``body`` as the one transaction at a time that this process has, and return its result.
 
         Args:
+            body: Receives the rows; what it raises undoes its changes.
             write: Whether rows will change.
             durable: Whether the change is worth waiting for the disk, in a backend that waits for it at all.
 
         Raises:
-            SessionError: Closed, damaged, or locked for too long; raised here.
+            SessionError: Closed, damaged, locked for too long, or called from inside a transaction; raised here.
         """
 
     def close(self) -> None:
@@ -99,7 +102,9 @@ class MemoryBackend:
     name = "memory"
 
     def __init__(self) -> None:
-        self._room = _MemoryRoom()
+        # LOCK: protects the rows; held while calling out to nothing but the store's clock.
+        self.lock = Lock()
+        self._table: _MemoryTable | None = _MemoryTable()
         watch_forks(self)
 
     def encode(self, value: Any, path: str) -> Any:
@@ -121,46 +126,31 @@ class MemoryBackend:
         copier, value = stored
         return copier(value)
 
-    def transaction(self, *, write: bool, durable: bool = True) -> AbstractContextManager[Table]:
-        """Enter the mutex.  Nothing is rolled back: the store checks first and changes last.
+    def transact(self, body: Callable[[Table], T], *, write: bool, durable: bool = True) -> T:
+        """Call ``body`` under the lock.  Nothing is rolled back: the store checks first and changes last.
 
         Raises:
-            SessionError: Closed; raised when entered.
+            SessionError: Closed, or called from inside a transaction; raised here.
         """
-        return self._room
+        if is_owned(self.lock):
+            raise SessionError(INSIDE)
+        with self.lock:
+            if self._table is None:
+                raise SessionError("the session store is closed")
+            return body(self._table)
 
     def close(self) -> None:
         """Drop the rows."""
-        self._room.clear()
+        if is_owned(self.lock):
+            raise SessionError(INSIDE)
+        with self.lock:
+            self._table = None
 
-    def _before_fork(self) -> None:
-        """Keep the rows from changing until the fork is over."""
-        self._room.lock.acquire()
+    def _stop(self) -> None:
+        """Keep the rows from changing until the fork is over, which the lock does."""
 
-    def _after_fork(self, *, child: bool) -> None:
-        """Let the threads in again."""
-        self._room.lock.release()
-
-
-class _MemoryRoom(Mutex):
-    """The rows behind their mutex; to be inside is the transaction."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._table: _MemoryTable | None = _MemoryTable()
-
-    def __enter__(self) -> Table:
-        super().__enter__()
-        if self._table is None:
-            self.__exit__()
-            raise SessionError("the session store is closed")
-        return self._table
-
-    def clear(self) -> None:
-        """Drop the rows, and let nobody in any more."""
-        super().__enter__()
-        self._table = None
-        self.__exit__()
+    def _go_on(self, *, child: bool) -> None:
+        """Let the threads in again, which the lock does."""
 
 
 class _MemoryTable:

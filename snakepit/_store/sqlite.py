@@ -10,19 +10,21 @@ import math
 import os
 import stat
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Callable
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from ..errors import SessionError
 from .backends import Table
-from .locks import Mutex, watch_forks
+from .locks import INSIDE, Lock, is_owned, watch_forks
 from .records import Row
 
 if TYPE_CHECKING:  # imported where a file is opened, as json is: most programs never need them
     import sqlite3
 
 __all__ = ("MAX_DEPTH", "SCHEMA_VERSION", "SQLiteBackend")
+
+T = TypeVar("T")
 
 MAX_DEPTH: Final = 256
 """Levels of nesting that a file accepts.  Arbitrary; the same as on the way to a worker."""
@@ -70,14 +72,14 @@ class SQLiteBackend:
         self._path = os.path.abspath(plain)  # a later chdir changes nothing, and ":memory:" is a file name
         self._dumps = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode
         self._loads = json.loads
-        self._mutex = Mutex()
+        # LOCK: protects the connection; held while calling out to nothing but the store's clock.
+        self.lock = Lock()
         self._connection: sqlite3.Connection | None = None
         self._durable = durable
         self._synchronous = ""
         self._closed = False
         _make_private_file(self._path)
-        with self._mutex, self._translated():
-            self._open()
+        self._translated(self._open)
         watch_forks(self)
 
     def encode(self, value: Any, path: str) -> str:
@@ -100,47 +102,51 @@ class SQLiteBackend:
         except (ValueError, TypeError) as error:
             raise SessionError(f"{self._path}: a stored value is damaged: {error}") from error
 
-    @contextmanager
-    def transaction(self, *, write: bool, durable: bool = True) -> Iterator[Table]:
-        """Run the block as one transaction, rolled back if it raises.
+    def transact(self, body: Callable[[Table], T], *, write: bool, durable: bool = True) -> T:
+        """Run ``body`` as one transaction, rolled back if it raises.
 
         Raises:
-            SessionError: Closed, damaged, full, or locked for 30 s; raised here.
+            SessionError: Closed, damaged, full, locked for 30 s, or called from inside a transaction; raised here.
         """
-        with self._mutex, self._translated():
-            connection = self._connection or self._reopen()
-            if connection.in_transaction:  # a KeyboardInterrupt between two lines of an earlier one
-                connection.execute("ROLLBACK")
-            level = "FULL" if durable and self._durable else "NORMAL"
-            if write and level != self._synchronous:
-                connection.execute(f"PRAGMA synchronous={level}")
-                self._synchronous = level
+        if is_owned(self.lock):
+            raise SessionError(INSIDE)
+        with self.lock:
+            return self._translated(lambda: self._transact(body, write, durable))
+
+    def _transact(self, body: Callable[[Table], T], write: bool, durable: bool) -> T:
+        connection = self._connection or self._reopen()
+        if connection.in_transaction:  # a KeyboardInterrupt between two lines of an earlier one
+            connection.execute("ROLLBACK")
+        level = "FULL" if durable and self._durable else "NORMAL"
+        if write and level != self._synchronous:
+            connection.execute(f"PRAGMA synchronous={level}")
+            self._synchronous = level
+        try:
             connection.execute("BEGIN IMMEDIATE" if write else "BEGIN")
-            try:
-                yield _SQLiteTable(connection)
-                connection.execute("COMMIT")
-            finally:
-                if connection.in_transaction:
-                    connection.execute("ROLLBACK")
+            result = body(_SQLiteTable(connection))
+            connection.execute("COMMIT")
+            return result
+        finally:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
 
     def close(self) -> None:
         """Close the file; the write-ahead log is merged into it if nobody else has it open."""
-        with self._mutex:
+        if is_owned(self.lock):
+            raise SessionError(INSIDE)
+        with self.lock:
             self._closed = True
             self._disconnect()
 
-    def _before_fork(self) -> None:
+    def _stop(self) -> None:
         """Close the file; parent and child open it again, each for itself."""
         # An open connection must not reach the child, not even unused: SQLite keeps one table of locks a
         # process, and the child's copy would claim locks on the file that only the parent has.
         # Source: SQLite, How To Corrupt An SQLite Database File, section 2.6.
-        self._mutex.lock.acquire()
-        if not self._mutex.inside:
-            self._disconnect()
+        self._disconnect()
 
-    def _after_fork(self, *, child: bool) -> None:
-        """Let the threads in again."""
-        self._mutex.lock.release()
+    def _go_on(self, *, child: bool) -> None:
+        """Let the threads in again, which the lock does."""
 
     def _disconnect(self) -> None:
         if self._connection is not None:
@@ -171,12 +177,11 @@ class SQLiteBackend:
         self._connection = connection
         return connection
 
-    @contextmanager
-    def _translated(self) -> Iterator[None]:
+    def _translated(self, act: Callable[[], T]) -> T:
         import sqlite3
 
         try:
-            yield
+            return act()
         except sqlite3.Error as error:
             raise SessionError(f"{self._path}: {error}") from error
 

@@ -180,7 +180,7 @@ def test_ids_len_iteration_and_in(store: SessionStore) -> None:
 
     assert ("a", "c", "b") == store.ids() == tuple(store)
     assert 3 == len(store)
-    assert [True, False, False, False] == [name in store for name in ("a", "x", "", 7)]
+    assert [True, False, False, False, False] == [name in store for name in ("a", "x", "", 7, "\ud800")]
 
 
 def test_iteration_survives_changes(store: SessionStore) -> None:
@@ -433,8 +433,7 @@ def test_what_has_expired_is_swept_without_being_asked(
     for n in range(600):
         store.create(f"session {n}")
         clock.advance(5)
-        with store._backend.transaction(write=False) as table:
-            largest = max(largest, table.sizes()[0])
+        largest = max(largest, store._backend.transact(lambda table: table.sizes()[0], write=False))
 
     assert largest <= 60 // 5 + 3
     assert store.stats().expired_total >= 580
@@ -1261,19 +1260,19 @@ def test_a_child_forgets_the_updates_of_other_threads(make_store: MakeStore) -> 
     inside, leave = threading.Event(), threading.Event()
 
     def hold() -> None:
-        with turns.turn("theirs"):
-            inside.set()
-            assert leave.wait(BOUND_S)
-            turns._holder["theirs"] = threading.get_ident()
+        inside.set()
+        assert leave.wait(BOUND_S)
+
+    def fork() -> set[str]:
+        _session_locks._before_fork()
+        _session_locks._after_fork(child=True)
+        return set(turns._holder)
 
     with ThreadPoolExecutor(1) as threads:
-        holding = threads.submit(hold)
+        holding = threads.submit(turns.run, "theirs", hold)
         assert inside.wait(BOUND_S)
         try:
-            with turns.turn("mine"):
-                _session_locks._before_fork()
-                _session_locks._after_fork(child=True)
-                held = set(turns._holder)
+            held = turns.run("mine", fork)
             updated = store.update("theirs", lambda data: {"n": 1}).data
         finally:
             leave.set()
@@ -1289,12 +1288,13 @@ def test_what_waits_for_the_disk(path: Path, durable: bool, expected: list[int])
     backend = SQLiteBackend(path, durable=durable)
     levels: list[int] = []
 
+    def pragma(name: str) -> Any:
+        assert backend._connection is not None
+        return backend._connection.execute(f"PRAGMA {name}").fetchone()[0]
+
     for worth_it in (True, False, True):
-        with backend.transaction(write=True, durable=worth_it):
-            assert backend._connection is not None
-            levels += backend._connection.execute("PRAGMA synchronous").fetchone()
-    with backend.transaction(write=False):
-        (mode,) = backend._connection.execute("PRAGMA journal_mode").fetchone()
+        levels.append(backend.transact(lambda _: pragma("synchronous"), write=True, durable=worth_it))
+    mode = backend.transact(lambda _: pragma("journal_mode"), write=False)
     backend.close()
 
     assert (expected, "wal") == (levels, mode)
@@ -1313,17 +1313,18 @@ def test_a_fork_during_a_transaction(path: Path) -> None:
     """A fork hook that comes while its own thread is in a transaction leaves the connection alone."""
     backend = SQLiteBackend(path)
 
-    with backend.transaction(write=True):
-        connection = backend._connection
-        backend._before_fork()
-        kept = backend._connection
-        backend._after_fork(child=False)
-    backend._before_fork()
-    closed = backend._connection
-    backend._after_fork(child=False)
+    def fork() -> tuple[object, object]:
+        before = backend._connection
+        _session_locks._before_fork()
+        during = backend._connection
+        _session_locks._after_fork(child=False)
+        return before, during
+
+    connection, kept = backend.transact(lambda _: fork(), write=True)
+    _, closed = fork()
     backend.close()
 
-    assert connection is kept
+    assert connection is kept is not None
     assert closed is None
 
 
@@ -1512,8 +1513,7 @@ def test_a_file_that_is_gone(path: Path) -> None:
     """A file removed under the store is not silently made anew when it has to be opened again."""
     with SessionStore.open(path) as store:
         store.create("a")
-        store._backend._before_fork()  # type: ignore[attr-defined]
-        store._backend._after_fork(child=False)  # type: ignore[attr-defined]
+        store._backend._stop()  # type: ignore[attr-defined]
         path.unlink()
 
         with pytest.raises(SessionError, match=f"{path}: the file is gone"):
@@ -1539,8 +1539,7 @@ def test_a_path_is_only_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         with SessionStore.open(name) as store:
             monkeypatch.chdir(elsewhere)
             store.create("a")
-            store._backend._before_fork()  # type: ignore[attr-defined]
-            store._backend._after_fork(child=False)  # type: ignore[attr-defined]
+            store._backend._stop()  # type: ignore[attr-defined]
             assert ("a",) == store.ids()
         monkeypatch.chdir(tmp_path)
 
