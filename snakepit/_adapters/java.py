@@ -39,7 +39,7 @@ class JavaAdapter(ScriptAdapter):
     """
 
     runtime = Runtime(
-        "Java", ("java",), (17,), {"apt": "default-jdk-headless", "brew": "openjdk"}, ("-version",), "java|jdk|jvm"
+        "Java", ("java",), (17,), {"apt": "default-jdk-headless", "brew": "openjdk"}, ("-version",), r'^\w+ version "'
     )
     bridge = "java/launch.sh"
     suffixes = (".java", ".jar")
