@@ -125,7 +125,7 @@ class PerlAdapter(ScriptAdapter):
     """Perl workers, 5.26 or newer; parameters as in ``ScriptAdapter``, ``handlers`` is a ``.pl`` file."""
 
     runtime = Runtime(
-        "Perl", ("perl",), (5, 26), {"apt": "perl", "brew": "perl"}, ("-e", "print qq(perl $^V)"), r"^perl (?=v\d)"
+        "Perl", ("perl",), (5, 26), {"apt": "perl", "brew": "perl"}, ("-e", "print qq(perl $^V)"), r"^perl (?=v?\d)"
     )
     bridge = "perl/snakepit_bridge.pl"
     suffixes = (".pl", ".pm")
