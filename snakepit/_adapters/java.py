@@ -1,6 +1,6 @@
 """Java workers: bridge and handlers are compiled once, and started from there.
 
-Runs on the caller's thread; owns nothing, see ``java_build``.
+Runs on the caller's thread; owns the locks that keep the builds of its command lines, see ``java_build``.
 """
 
 from __future__ import annotations
@@ -8,13 +8,16 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 from .._wire.values import JsonValue
 from .._worker_options import WorkerOptions
 from ..errors import WorkerStartError
 from .runtimes import Runtime, find_runtime
 from .scripts import ScriptAdapter
+
+if TYPE_CHECKING:
+    from .java_build import Hold
 
 __all__ = ("JavaAdapter",)
 
@@ -39,7 +42,7 @@ class JavaAdapter(ScriptAdapter):
     """
 
     runtime = Runtime(
-        "Java", ("java",), (17,), {"apt": "default-jdk-headless", "brew": "openjdk"}, ("-version",), "java|jdk|jvm"
+        "Java", ("java",), (17,), {"apt": "default-jdk-headless", "brew": "openjdk"}, ("-version",), r'^\w+ version "'
     )
     bridge = "java/launch.sh"
     suffixes = (".java", ".jar")
@@ -61,7 +64,14 @@ class JavaAdapter(ScriptAdapter):
         for path in self._class_path:
             if os.pathsep in path:
                 raise ValueError(f"{kind}: class_path: one path an entry, not {path!r}")
+        # INVARIANT: {folder of each build that is in a command line of this adapter: what keeps it}.  A pool lives no
+        # longer than its adapter, and may start a worker at any time.
+        self._holds: dict[Path, Hold] = {}
         super().__init__(handlers, program=program, start_args=start_args, output=output, **options)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy gets: a lock has one owner, and a copy takes its own."""
+        return {**self.__dict__, "_holds": {}}
 
     def executable_path(self) -> str:
         """Return the shell, which becomes the JVM: see ``bridges/java/launch.sh``."""
@@ -71,7 +81,8 @@ class JavaAdapter(ScriptAdapter):
         """Return the command line of the JVM; compiles first where that has not been done.
 
         Raises:
-            WorkerStartError: No Java, one that is too old, or a mistake in the source, with javac's words; raised here.
+            WorkerStartError: No Java, one that is too old, no place for what is compiled, or a mistake in the source,
+                with javac's words; raised here.
         """
         from .java_build import Build  # what it needs would make every import of snakepit slower
 
@@ -86,7 +97,9 @@ class JavaAdapter(ScriptAdapter):
             variables=self._variables(),
             minimum=self.runtime.minimum[0],
             package=self.runtime.install["apt"],
+            cwd=None if self.cwd is None else os.fspath(self.cwd),
         )
+        self._holds[build.folder] = build.make()
         return (java, *build.options(), *self._java_options, *build.command())
 
 

@@ -1,6 +1,8 @@
 """Builds of Java workers: compiled once, into a folder of the user's own, for all pools of the same sources.
 
-Runs on the caller's thread; owns the folder ``snakepit/java`` in the user's cache.
+Runs on the caller's thread; owns the folder ``snakepit/java`` in the user's cache: ``<key>/`` is a build, which is
+whole once it has the file ``ready``, and ``<key>.lock`` is locked by who makes or removes it.  Who uses a build has a
+shared lock on its ``ready``, so nobody who makes one ever waits for those who use it.
 """
 
 from __future__ import annotations
@@ -14,9 +16,10 @@ import shutil
 import stat
 import subprocess
 import time
+import weakref
 import zipfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import attrs
@@ -25,7 +28,7 @@ from .._bridges import bridge_path
 from .._programs import find_in_path
 from ..errors import WorkerStartError
 
-__all__ = ("Build",)
+__all__ = ("Build", "Hold")
 
 BRIDGE = "java/SnakepitBridge.java"
 LAYOUT = b"1"
@@ -38,6 +41,7 @@ STEP_LIMIT_S = 120.0
 """Arbitrary: javac on a busy machine takes seconds."""
 UNUSED_LIMIT_S = 30 * 86400.0
 """Arbitrary; a build has some 700 KB, and making it again takes seconds."""
+ADVICE = "set XDG_CACHE_HOME to a folder of your own"
 PING = {"worker_id": "archive", "protocol": {"versions": [1], "capabilities": ["errors", "session", "batch"]}}
 
 
@@ -53,6 +57,11 @@ class Build:
         variables: The worker's.
         minimum: The oldest Java for which the compiler may write.
         package: The one that has a compiler.
+        cwd: The worker's directory, or None for the host's.
+        folder: The place of this build, by what its sources are when this object is made.
+
+    Raises:
+        WorkerStartError: The sources cannot be read, or others could put code into the cache; raised here.
     """
 
     kind: str
@@ -62,10 +71,40 @@ class Build:
     variables: Mapping[str, str]
     minimum: int
     package: str
+    cwd: str | None = None
+    folder: Path = attrs.field(init=False)
+
+    @folder.default
+    def _place(self) -> Path:
+        folder = _cache_folder(self.kind)
+        try:
+            return folder / self._key()
+        except OSError as error:
+            raise WorkerStartError(f"{self.kind}: the handlers cannot be read: {error}") from error
+
+    def make(self) -> Hold:
+        """Compile what has not been compiled yet, and return what keeps the build from being removed.
+
+        Raises:
+            WorkerStartError: There is a mistake in the source, or the cache cannot be used; raised here.
+        """
+        ready = self.folder / "ready"
+        try:
+            with suppress(FileNotFoundError):
+                hold = Hold(ready)
+                with suppress(OSError):  # from a cache that is read-only nobody removes it
+                    os.utime(ready)
+                return hold
+            _remove_unused(self.folder.parent)
+            with _locked(self.folder.with_suffix(".lock"), fcntl.LOCK_EX, os.O_RDWR | os.O_CREAT):
+                if not ready.exists():
+                    self._make_folder()
+                return Hold(ready)
+        except OSError as error:
+            raise WorkerStartError(f"{self.kind}: no build in {str(self.folder)!r}: {error}; {ADVICE}") from error
 
     def options(self) -> list[str]:
-        """Return the arguments for the JVM itself; builds first."""
-        self._make()
+        """Return the arguments for the JVM itself, of a build that is made."""
         options = [f"-Dsnakepit.index={self.index}"]
         if self.archive.exists():
             # A Java that was replaced meanwhile costs the archive, and no line on stdout.
@@ -79,11 +118,6 @@ class Build:
     def _command(self, class_path: list[str]) -> list[str]:
         classes = ",".join(json.loads(self.index.read_bytes())["classes"])
         return ["-cp", os.pathsep.join(class_path), MAIN_CLASS, *(["--handlers", classes] if classes else [])]
-
-    @property
-    def folder(self) -> Path:
-        """The place of this build."""
-        return _cache_folder(self.kind) / self._key()
 
     @property
     def jar(self) -> Path:
@@ -116,33 +150,17 @@ class Build:
         jars = [self.handlers] if self.handlers is not None and self.handlers.endswith(".jar") else []
         return [str(self.jar), *jars, *self.class_path]
 
-    def _make(self) -> None:
-        ready = self.folder / "ready"
-        if ready.exists():
-            ready.touch()
-            return
-        self._remove_unused()
-        with _locked(self.folder.with_suffix(".lock")):
-            if ready.exists():
-                return
+    def _make_folder(self) -> None:
+        # In its place and not renamed into it: the archive is valid for jars at the paths with which it was written.
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.mkdir(mode=0o700)
+        try:
+            self._compile()
+            self._dump_archive()
+            (self.folder / "ready").touch()
+        except BaseException:
             shutil.rmtree(self.folder, ignore_errors=True)
-            self.folder.mkdir(mode=0o700)
-            try:
-                self._compile()
-                self._dump_archive()
-                ready.touch()
-            except BaseException:
-                shutil.rmtree(self.folder, ignore_errors=True)
-                raise
-
-    def _remove_unused(self) -> None:
-        """Remove the builds that no pool has asked for in a long time; a JVM that runs has opened its files."""
-        for ready in self.folder.parent.glob("*/ready"):
-            try:
-                if time.time() - ready.stat().st_mtime > UNUSED_LIMIT_S:
-                    shutil.rmtree(ready.parent, ignore_errors=True)
-            except FileNotFoundError:
-                continue  # another host does the same
+            raise
 
     def _compile(self) -> None:
         classes = self.folder / "classes"
@@ -190,11 +208,14 @@ class Build:
         if self.handlers is None:
             return
         path = self.handlers if self.handlers.endswith(".jar") else self.jar
-        with zipfile.ZipFile(path) as jar:
-            for name in jar.namelist():
-                own = name.startswith(("snakepit/", "META-INF/"))
-                if name.endswith(".class") and not own and USES_ANNOTATIONS in jar.read(name):
-                    yield name.removesuffix(".class").replace("/", ".")
+        try:
+            with zipfile.ZipFile(path) as jar:
+                for name in jar.namelist():
+                    own = name.startswith(("snakepit/", "META-INF/"))
+                    if name.endswith(".class") and not own and USES_ANNOTATIONS in jar.read(name):
+                        yield name.removesuffix(".class").replace("/", ".")
+        except zipfile.BadZipFile as error:
+            raise WorkerStartError(f"{self.kind}: {path!r} is no jar: {error}") from error
 
     def _dump_archive(self) -> None:
         """Start a worker that loads what every start loads, for the JVM to keep; without success it starts slower.
@@ -214,7 +235,13 @@ class Build:
     def _run(self, *argv: str, requests: bytes = b"") -> subprocess.CompletedProcess[str]:
         try:
             done = subprocess.run(
-                argv, input=requests, capture_output=True, timeout=STEP_LIMIT_S, check=False, env=dict(self.variables)
+                argv,
+                input=requests,
+                capture_output=True,
+                timeout=STEP_LIMIT_S,
+                check=False,
+                env=self.variables,
+                cwd=self.cwd,
             )
         except (OSError, subprocess.TimeoutExpired) as error:
             raise WorkerStartError(f"{self.kind}: {argv[0]}: {error}", argv=argv) from error
@@ -235,29 +262,87 @@ def _complaints(text: str) -> str:
     return "\n".join(lines)
 
 
+class Hold:
+    """A build in use: it is not removed as long as this object lives, or a process that was forked meanwhile.
+
+    Age alone does not tell: a pool that runs for months starts a worker in a build that it asked for once.  The lock
+    ends with its descriptor, which is closed, and never unlocked: a forked child may still need it.
+    """
+
+    def __init__(self, ready: Path) -> None:
+        weakref.finalize(self, os.close, _lock(ready, fcntl.LOCK_SH, os.O_RDONLY))
+
+
 def _cache_folder(kind: str) -> Path:
-    """Return the folder of all builds, made if need be; whoever writes there runs code here, so it must be ours.
+    """Return the folder of all builds, made if need be; whoever writes there, or replaces it, runs code here.
 
     Raises:
         WorkerStartError: It cannot be made, or others may write to it; raised here.
     """
-    root = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    folder = Path(root).absolute() / "snakepit" / "java"
-    advice = "set XDG_CACHE_HOME to a folder of your own"
+    root = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")).absolute()
+    folder = root / "snakepit" / "java"
     try:
         folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         folder.mkdir(mode=0o700, exist_ok=True)
-        status = os.stat(folder)
+        # Where the umask is 002, a cache is often open to the user's own group; ours are made with 0700.
+        for place, writers in ((root, 0o002), (folder.parent, 0o022), (folder, 0o022)):
+            status = os.stat(place)
+            # Of others' files in a folder with the sticky bit, none can be replaced, but new ones can be put there.
+            shared = stat.S_IMODE(status.st_mode) & writers and (place == folder or not status.st_mode & stat.S_ISVTX)
+            # A link is its owner's to change, wherever it leads to.
+            if shared or not {status.st_uid, os.lstat(place).st_uid} <= {os.geteuid(), 0}:
+                raise WorkerStartError(
+                    f"{kind}: others may write to {str(place)!r}, and could put code there; {ADVICE}"
+                )
     except OSError as error:
-        raise WorkerStartError(f"{kind}: no place for compiled classes: {error}; {advice}") from error
-    if status.st_uid != os.geteuid() or stat.S_IMODE(status.st_mode) & 0o022:
-        raise WorkerStartError(f"{kind}: others may write to {str(folder)!r}, and could put code there; {advice}")
+        raise WorkerStartError(f"{kind}: no place for compiled classes: {error}; {ADVICE}") from error
     return folder
 
 
+def _remove_unused(cache: Path) -> None:
+    """Remove the builds that nobody holds and nobody has asked for in a long time, with their locks."""
+    for folder in {path.with_suffix("") for path in cache.iterdir()}:
+        lock, ready = folder.with_suffix(".lock"), folder / "ready"
+        # An error: it is being made, or is in use; or another host removes it too.
+        with suppress(OSError), ExitStack() as locks:
+            locks.enter_context(_locked(lock, fcntl.LOCK_EX | fcntl.LOCK_NB, os.O_RDWR | os.O_CREAT))
+            made = lock
+            with suppress(FileNotFoundError):  # nothing came of it
+                locks.enter_context(_locked(ready, fcntl.LOCK_EX | fcntl.LOCK_NB, os.O_RDWR))
+                made = ready
+            if time.time() - made.stat().st_mtime > UNUSED_LIMIT_S:
+                ready.unlink(missing_ok=True)  # first, since what is removed in part is no build
+                shutil.rmtree(folder, ignore_errors=True)
+                lock.unlink()
+
+
+def _lock(path: Path, operation: int, flags: int) -> int:
+    """Return a descriptor that holds a lock on a file; the system frees it with the process.
+
+    Raises:
+        BlockingIOError: Somebody else has it, with ``LOCK_NB``; raised here.
+        FileNotFoundError: There is no such file, without ``O_CREAT``; raised here.
+    """
+    while True:
+        fd = os.open(path, flags, 0o600)
+        try:
+            fcntl.flock(fd, operation)
+            # RACE: 1. A has the lock.  2. B opens the file and waits.  3. A removes the file, and lets go.  4. C makes
+            # a new file, and locks it.  5. B has a lock that keeps C from nothing, on a file that has no name: it has
+            # to take the new one.  Files are removed by who has them locked alone, so one with a name keeps it.
+            # tests/unit/test_java_build.py::test_a_lock_that_was_removed_meanwhile
+            if os.fstat(fd).st_nlink:
+                return fd
+        except BaseException:
+            os.close(fd)
+            raise
+        os.close(fd)
+
+
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold a lock between processes; the system frees it with its process."""
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+def _locked(path: Path, operation: int, flags: int) -> Iterator[None]:
+    fd = _lock(path, operation, flags)
+    try:
         yield
+    finally:
+        os.close(fd)

@@ -40,7 +40,7 @@ class PythonAdapter(ScriptAdapter):
         TypeError, ValueError: A bad parameter; raised here.
     """
 
-    runtime = Runtime("Python", ("python3",), (3, 8), {"apt": "python3", "brew": "python"}, ("-V",), "python")
+    runtime = Runtime("Python", ("python3",), (3, 8), {"apt": "python3", "brew": "python"}, ("-V",), r"^python (?=\d)")
     bridge = "python/snakepit_bridge.py"
     suffixes = (".py",)
 
@@ -83,7 +83,7 @@ class JavaScriptAdapter(ScriptAdapter):
         TypeError, ValueError: A bad parameter; raised here.
     """
 
-    runtime = Runtime("Node", ("node", "nodejs"), (16,), {"apt": "nodejs", "brew": "node"}, signature=r"\Av\d|node")
+    runtime = Runtime("Node", ("node", "nodejs"), (16,), {"apt": "nodejs", "brew": "node"}, signature=r"^(?=v\d)")
     bridge = "javascript/snakepit_bridge.js"
     suffixes = (".js", ".cjs", ".mjs")
 
@@ -102,7 +102,10 @@ class JavaScriptAdapter(ScriptAdapter):
 class RubyAdapter(ScriptAdapter):
     """Ruby workers, 2.7 or newer; parameters as in ``ScriptAdapter``, ``handlers`` is a ``.rb`` file."""
 
-    runtime = Runtime("Ruby", ("ruby",), (2, 7), {"apt": "ruby", "brew": "ruby"}, signature="ruby")
+    # JRuby and TruffleRuby tell the Ruby that they are like, after their own version.
+    runtime = Runtime(
+        "Ruby", ("ruby",), (2, 7), {"apt": "ruby", "brew": "ruby"}, signature=r"\bruby (?=\d)|^jruby \S+ \("
+    )
     bridge = "ruby/snakepit_bridge.rb"
     suffixes = (".rb",)
 
@@ -111,7 +114,7 @@ class RAdapter(ScriptAdapter):
     """R workers, 4.0 or newer with jsonlite; parameters as in ``ScriptAdapter``, ``handlers`` is a ``.R`` file."""
 
     runtime = Runtime(
-        "R", ("Rscript",), (4, 0), {"apt": "r-base-core r-cran-jsonlite", "brew": "r"}, signature=r"\bR\b"
+        "R", ("Rscript",), (4, 0), {"apt": "r-base-core r-cran-jsonlite", "brew": "r"}, signature=r"\bR\b.* version "
     )
     bridge = "r/snakepit_bridge.R"
     suffixes = (".R", ".r")
@@ -121,7 +124,9 @@ class RAdapter(ScriptAdapter):
 class PerlAdapter(ScriptAdapter):
     """Perl workers, 5.26 or newer; parameters as in ``ScriptAdapter``, ``handlers`` is a ``.pl`` file."""
 
-    runtime = Runtime("Perl", ("perl",), (5, 26), {"apt": "perl", "brew": "perl"}, ("-e", "print qq(perl $^V)"), "perl")
+    runtime = Runtime(
+        "Perl", ("perl",), (5, 26), {"apt": "perl", "brew": "perl"}, ("-e", "print qq(perl $^V)"), r"^perl (?=v?\d)"
+    )
     bridge = "perl/snakepit_bridge.pl"
     suffixes = (".pl", ".pm")
 
@@ -129,7 +134,7 @@ class PerlAdapter(ScriptAdapter):
 class PHPAdapter(ScriptAdapter):
     """PHP workers, 8.0 or newer; parameters as in ``ScriptAdapter``, ``handlers`` is a ``.php`` file."""
 
-    runtime = Runtime("PHP", ("php",), (8, 0), {"apt": "php-cli", "brew": "php"}, signature="php")
+    runtime = Runtime("PHP", ("php",), (8, 0), {"apt": "php-cli", "brew": "php"}, signature=r"^php (?=\d)")
     bridge = "php/snakepit_bridge.php"
     suffixes = (".php",)
     # Options, so that those of the user come later and win.
@@ -143,7 +148,7 @@ class LuaAdapter(ScriptAdapter):
     both and becomes Lua.
     """
 
-    runtime = Runtime("Lua", ("lua5.4", "lua5.3", "lua"), (5, 3), {"apt": "lua5.4", "brew": "lua"}, ("-v",), "lua")
+    runtime = Runtime("Lua", ("lua5.4", "lua5.3", "lua"), (5, 3), {"apt": "lua5.4", "brew": "lua"}, ("-v",), "^lua ")
     bridge = "lua/snakepit_bridge.lua"
     suffixes = (".lua",)
 

@@ -1,6 +1,6 @@
 """Language runtimes: where they are, and whether they are new enough.
 
-Runs on the caller's thread; owns what is known of the versions of programs.
+Runs on the caller's thread; owns what is known of the programs that are new enough.
 """
 
 from __future__ import annotations
@@ -32,13 +32,14 @@ class Runtime:
         minimum: The oldest version that runs the bridge, e.g. ``(2, 7)``.
         install: Package names by package manager, e.g. ``{"apt": "ruby", "brew": "ruby"}``.
         version_args: With them the program prints its version.
-        signature: Pattern, in any case, of what only this language's programs print with their version; None: not told.
+        signature: Pattern, in any case and of lines, of what only this language's programs print before their version;
+            None: the first number is the version.
     """
 
     language: str
     programs: tuple[str, ...]
     minimum: tuple[int, ...]
-    install: Mapping[str, str]
+    install: Mapping[str, str] = attrs.field(eq=False)  # a dict has no hash
     version_args: tuple[str, ...] = ("--version",)
     signature: str | None = None
 
@@ -57,8 +58,8 @@ def find_runtime(
         runtime: What to look for.
         kind: The adapter's class, for messages.
         program: A path or a name that the user gave, or None.
-        cwd: Directory from which relative paths count; None: the host's.
-        variables: The worker's; the PATH among them is the one that counts.
+        cwd: Directory from which relative paths count, and in which the program is asked; None: the host's.
+        variables: The worker's, with which the program is asked for its version; the PATH among them counts.
 
     Raises:
         WorkerStartError: There is none, it is too old, or it is another language's; raised here.
@@ -76,16 +77,43 @@ def find_runtime(
                 f" ({variables.get('PATH', os.defpath)}); install it ({how}) or give the path of the program",
                 argv=runtime.programs[:1],
             )
-    told = _version_text(path, runtime.version_args)
+    try:
+        modified_ns = os.stat(path).st_mtime_ns
+    except OSError:
+        return path  # its start will say what is wrong
+    _check_version(runtime, kind, path, modified_ns, _directory(cwd), frozenset(variables.items()))
+    return path
+
+
+def _directory(cwd: str | os.PathLike[str] | None) -> str | None:
+    try:
+        return os.path.abspath(cwd if cwd is not None else os.curdir)
+    except FileNotFoundError:  # the host's own is gone
+        return None if cwd is None else os.fspath(cwd)
+
+
+# A shim of rbenv and its like chooses by directory and variables what it becomes.  A refusal is an exception, which
+# the cache does not keep: what the shim chooses can change while the shim does not.
+@lru_cache(maxsize=64)
+def _check_version(
+    runtime: Runtime, kind: str, path: str, modified_ns: int, cwd: str | None, variables: frozenset[tuple[str, str]]
+) -> None:
+    """Refuse a program that is too old or another language's; ``modified_ns`` makes a replaced one another one."""
+    told = _ask_version(path, runtime.version_args, cwd, dict(variables))
+    if not re.search(r"\d", told):
+        return  # its start will say what is wrong
+    if runtime.signature is not None:
+        said = re.search(runtime.signature, told, re.IGNORECASE | re.MULTILINE)
+        if said is None:
+            raise WorkerStartError(
+                f"{kind}: {path!r} is not {runtime.language}: asked for its version it said"
+                f" {told.strip().splitlines()[0]!r:.100}",
+                argv=(path,),
+            )
+        told = told[said.end() :]
     number = re.search(r"(?<![\w.])v?(\d+(?:\.\d+)*)", told)
     if number is None:
-        return path  # its start will say what is wrong
-    if runtime.signature is not None and not re.search(runtime.signature, told, re.IGNORECASE):
-        raise WorkerStartError(
-            f"{kind}: {path!r} is not {runtime.language}: asked for its version it said"
-            f" {told.strip().splitlines()[0]!r:.100}",
-            argv=(path,),
-        )
+        return
     version = tuple(map(int, number[1].split(".")))
     if version[: len(runtime.minimum)] < runtime.minimum:
         wanted = ".".join(map(str, runtime.minimum))
@@ -93,21 +121,10 @@ def find_runtime(
             f"{kind}: {path!r} is {runtime.language} {number[1]}, which is too old; {wanted} or newer is needed",
             argv=(path,),
         )
-    return path
 
 
-def _version_text(path: str, arguments: tuple[str, ...]) -> str:
-    """Return what a program tells of its version, or "" if it tells nothing."""
-    try:
-        status = os.stat(path)
-    except OSError:
-        return ""
-    return _ask_version(path, arguments, status.st_mtime_ns)
-
-
-@lru_cache(maxsize=64)
-def _ask_version(path: str, arguments: tuple[str, ...], modified_ns: int) -> str:
-    """Return what a program answers; ``modified_ns`` makes a replaced program another one."""
+def _ask_version(path: str, arguments: tuple[str, ...], cwd: str | None, variables: Mapping[str, str]) -> str:
+    """Return what a program tells of its version when it is started as a worker is, or "" if it tells nothing."""
     try:
         done = subprocess.run(
             [path, *arguments],
@@ -115,6 +132,8 @@ def _ask_version(path: str, arguments: tuple[str, ...], modified_ns: int) -> str
             capture_output=True,
             timeout=VERSION_LIMIT_S,
             check=False,
+            cwd=cwd,
+            env=variables,
         )
     except (OSError, subprocess.TimeoutExpired):
         return ""

@@ -106,8 +106,10 @@ def test_a_missing_runtime_is_said_before_anything_starts(project: Project, tmp_
 def test_a_runtime_that_is_too_old(project: Project, tmp_path: Path) -> None:
     """The version found and the one needed are named."""
     kind = project.language.adapter
+    told = {"Java": 'openjdk version "1.2.3"', "R": "Rscript (R) version 1.2.3"}
+    language = kind.runtime.language
     old = tmp_path / "old"
-    old.write_text(f"#!/bin/sh\necho {kind.runtime.language} version 1.2.3\n")
+    old.write_text(f"#!/bin/sh\necho '{told.get(language, f'{language} 1.2.3')}'\n")
     old.chmod(0o755)
 
     with pytest.raises(WorkerStartError, match=r"1\.2\.3, which is too old; \d+(\.\d+)? or newer is needed"):
