@@ -838,18 +838,18 @@ def text_of(error):
 
 def traceback_of(error):
     """Return the traceback as text, beginning at user code."""
-    import traceback
-
     trace = error.__traceback__
     while trace is not None:
         name = trace.tb_frame.f_code.co_filename
         if name != __file__ and "%sasyncio%s" % (os.sep, os.sep) not in name:
             break
         trace = trace.tb_next
-    try:
+    try:  # a file beside the handlers may stand in the place of a module that this one needs
+        import traceback
+
         return cap("".join(traceback.format_exception(type(error), error, trace)), keep_end=True)
     except BaseException as second:
-        return "%s\n<its traceback cannot be shown: %s>\n" % (type(error).__name__, type(second).__name__)
+        return "%s\n<its traceback cannot be shown: %s>\n" % (type(error).__name__, text_of(second))
 
 
 def describe(error):
@@ -1660,6 +1660,8 @@ def apply_preparation(data):
     for key, name in (("mp_tracker_fd", "multiprocessing"), ("tracker_fd", "loky.backend")):
         if key in data:
             actions[name + ".resource_tracker"] = join_tracker(key)
+    for name in actions.keys() & sys.modules.keys():  # by a .pth file, for one
+        actions.pop(name)(sys.modules[name])
     sys.meta_path.insert(0, OnImport(actions))
     if data.get("log_to_stderr") or "log_level" in data:
         from multiprocessing import util

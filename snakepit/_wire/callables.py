@@ -355,40 +355,32 @@ _worker_numbers = itertools.count(1)
 
 
 def _preparation_data(spawning: _Spawning) -> dict[str, Any]:
-    """Return loky's preparation data for one worker, without ``__main__`` and without starting a tracker.
+    """Return what ``multiprocessing`` tells a spawned worker, without ``__main__`` and without starting a tracker.
 
-    loky's own function starts two tracker processes.  A tracker matters only to a worker that gets
-    tracked objects, and those cannot exist here unless a tracker runs already.
+    loky's own function starts two tracker processes, and needs a directory that is still there.  A tracker matters
+    only to a worker that gets tracked objects, and those cannot exist here unless a tracker runs already.
     """
     from multiprocessing import process, util
 
-    name = f"SnakepitWorker-{next(_worker_numbers)}"
-    if _tracker("loky.backend.resource_tracker") is not None:
-        data: dict[str, Any] = import_module("loky.backend.spawn").get_preparation_data(
-            name, init_main_module=False
-        )
-    else:
-        origin: str = process.ORIGINAL_DIR  # type: ignore[attr-defined]  # undocumented
-        data = {
-            "name": name,
-            "authkey": bytes(process.current_process().authkey),
-            "sys_path": [entry or origin for entry in sys.path],
-            "sys_argv": list(sys.argv),
-            "orig_dir": origin,
-            "log_to_stderr": util._log_to_stderr,  # type: ignore[attr-defined]  # undocumented
-        }
-        with suppress(FileNotFoundError):  # removed: the worker is there already
-            data["dir"] = os.getcwd()
-        logger = util._logger  # type: ignore[attr-defined]  # undocumented
-        if logger is not None:
-            data["log_level"] = logger.getEffectiveLevel()
-        tracker = _tracker("multiprocessing.resource_tracker")
+    origin: str = process.ORIGINAL_DIR  # type: ignore[attr-defined]  # undocumented
+    data: dict[str, Any] = {
+        "name": f"SnakepitWorker-{next(_worker_numbers)}",
+        "authkey": bytes(process.current_process().authkey),
+        "sys_path": [entry or origin for entry in sys.path],
+        "sys_argv": list(sys.argv),
+        "orig_dir": origin,
+        "log_to_stderr": util._log_to_stderr,  # type: ignore[attr-defined]  # undocumented
+    }
+    with suppress(FileNotFoundError):  # removed: the worker is there already
+        data["dir"] = os.getcwd()
+    logger = util._logger  # type: ignore[attr-defined]  # undocumented
+    if logger is not None:
+        data["log_level"] = logger.getEffectiveLevel()
+    for key, package in (("tracker_fd", "loky.backend"), ("mp_tracker_fd", "multiprocessing")):
+        tracker = _tracker(f"{package}.resource_tracker")
         if tracker is not None:
             tracker.ensure_running()
-            data["mp_tracker_fd"] = tracker._fd
-    for key in ("tracker_fd", "mp_tracker_fd"):
-        if key in data:
-            data[key] = spawning.duplicate_for_child(data[key])
+            data[key] = spawning.duplicate_for_child(tracker._fd)
     return data
 
 

@@ -529,6 +529,21 @@ def test_handler_file_that_would_shadow_a_module_is_refused(tmp_path: Path, name
         assert "ImportError" == kind and "rename the file" in message
 
 
+def test_a_neighbour_with_the_name_of_a_module_costs_the_traceback_only(tmp_path: Path) -> None:
+    """What a traceback is made with is imported late, and may find a file of the user's in its place."""
+    (tmp_path / "token.py").write_text("SECRET = 1")
+    (tmp_path / "handlers_here.py").write_text(
+        "from snakepit_bridge import command\n@command\ndef bad(): raise ValueError('my own words')\n"
+    )
+    with BridgeProcess("--handlers", str(tmp_path / "handlers_here.py")) as process:
+        process.start()
+        for _ in range(2):
+            error = process.ask("bad", {})["error"]
+
+            assert ("ValueError", "my own words") == (error["type"], error["message"])
+            assert "its traceback cannot be shown: cannot import name" in error["traceback"]
+
+
 def test_handlers_may_be_a_module_and_import_siblings(tmp_path: Path) -> None:
     """A module is found from the working folder, a file's siblings from its own; built-ins yield."""
     (tmp_path / "sibling.py").write_text("VALUE = 42")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import multiprocessing
 import os
 import pickle
 import signal
@@ -133,6 +134,11 @@ def raise_locked() -> None:
 def raise_attributed() -> None:
     """Raise an exception with an attribute."""
     raise Attributed("attributed")
+
+
+def process_name_and_key() -> tuple[str, bytes]:
+    process = multiprocessing.current_process()
+    return process.name, bytes(process.authkey)
 
 
 def return_lock() -> Any:

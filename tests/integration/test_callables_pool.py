@@ -582,6 +582,16 @@ with SnakepitExecutor(1) as pool:
 """
 
 
+def test_what_was_imported_before_the_preparation_is_prepared_too(tmp_path: Path) -> None:
+    """A worker whose interpreter imports multiprocessing as it starts has the host's key, and its own name."""
+    (tmp_path / "sitecustomize.py").write_text("import multiprocessing.process, multiprocessing.resource_tracker\n")
+    with SnakepitExecutor(CallableAdapter(env={"PYTHONPATH": str(tmp_path)}), 1) as executor:
+        name, key = executor.submit(lib.process_name_and_key).result(BOUND_S)
+
+    assert name.startswith("SnakepitWorker-")
+    assert bytes(multiprocessing.current_process().authkey) == key
+
+
 def test_a_tracker_is_joined_when_it_is_needed(tmp_path: Path) -> None:
     """A worker of a host that runs the trackers imports neither, and has the host's once it does."""
     assert (0, "[False, False] [True, True]\n", "") == scripts.text_of(scripts.run(tmp_path, TRACKERS))

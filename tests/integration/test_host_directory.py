@@ -12,7 +12,12 @@ HOST = """
 import os, signal, sys
 from snakepit import CallableAdapter, PythonAdapter, SnakepitExecutor, WorkerDied
 
-adapter = {"command": PythonAdapter, "callable": CallableAdapter}[sys.argv[1]]()
+if sys.argv[1] == "loky":
+    from loky.backend import get_context
+
+    adapter = CallableAdapter(initializer=id, initargs=(get_context("loky").Lock(),))
+else:
+    adapter = {"command": PythonAdapter, "callable": CallableAdapter}[sys.argv[1]]()
 task = ("echo", {"n": 1}) if sys.argv[1] == "command" else (divmod, 7, 2)
 with SnakepitExecutor(adapter, 1) as ex:
     future = ex.submit(*task)
@@ -29,7 +34,7 @@ print("served on")
 """
 
 
-@pytest.mark.parametrize("kind", ["command", "callable"])
+@pytest.mark.parametrize("kind", ["command", "callable", "loky"])
 def test_workers_are_replaced_in_a_removed_directory(tmp_path: Path, kind: str) -> None:
     """A worker that is replaced starts where its host is, though that has no name any more."""
     gone = tmp_path / "release"
