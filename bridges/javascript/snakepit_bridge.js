@@ -12,6 +12,7 @@
 const fs = require('fs');
 const net = require('net');
 const path = require('path');
+const { AsyncLocalStorage } = require('async_hooks');
 const { createRequire } = require('module');
 const { pathToFileURL } = require('url');
 
@@ -602,6 +603,7 @@ class Context {
 }
 
 let current = null; // INVARIANT: the Context whose handler has not settled, or null; at most one
+const origin = new AsyncLocalStorage(); // the Context of the request that the code at hand came from
 let busy = false; // INVARIANT: true from taking a request until its last reply, and while starting
 let started = false;
 const queue = []; // items behind the running one, each a function that does it
@@ -642,7 +644,7 @@ function run(job) {
     const context = (current = new Context(job, index));
     let result;
     try {
-      result = job.handler(job.batch === null ? job.args : job.batch[item], context);
+      result = origin.run(context, job.handler, job.batch === null ? job.args : job.batch[item], context);
       if (result !== null && typeof result === 'object' && typeof result.then === 'function') {
         Promise.resolve(result).then(
           (value) => settle(context, () => replyResult(job.id, index, value)),
@@ -1183,13 +1185,18 @@ function main(argv) {
   const fd = takeDescriptors();
   process.on('SIGINT', () => {}); // Ctrl-C in a terminal reaches the whole group: the host decides
   process.on('uncaughtException', (error) => {
-    const context = current;
+    // Not known: what the loading of the handlers began, and before Node 24 a microtask.  The running request might
+    // wait for ever for what has thrown there, so it is answered.
+    const context = origin.getStore() ?? current;
     if (context === null) complain(`exception outside a request: ${shown(error)}`);
+    else if (context !== current) complain(`exception of request ${context._job.id} after its reply: ${shown(error)}`);
     else if (!started) startFailed(context, error);
     else settle(context, () => replyThrown(context._job.id, context._index, error));
   });
+  // Never the reply of its request: that has a promise of its own, and this one may still be handled.
   process.on('unhandledRejection', (error) => {
-    complain(`unhandled rejection: ${shown(error)}`);
+    const context = origin.getStore();
+    complain(`unhandled rejection${context === undefined ? '' : ` of request ${context._job.id}`}: ${shown(error)}`);
   });
   listen(fd);
 }
