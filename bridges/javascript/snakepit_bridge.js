@@ -12,6 +12,7 @@
 const fs = require('fs');
 const net = require('net');
 const path = require('path');
+const { AsyncLocalStorage } = require('async_hooks');
 const { createRequire } = require('module');
 const { pathToFileURL } = require('url');
 
@@ -21,6 +22,7 @@ const LARGEST_MAX_FRAME = 128 * 1024 * 1024 - 1; // from 128 MiB on, a leaked te
 const MAX_DEPTH = 256; // levels of nesting in a result; the host's limit for args is the same
 const MAX_MESSAGE_DEPTH = 512; // arbitrary: args at the host's limit and the message around them, with room
 const TEXT_CAP_BYTES = 64 * 1024;
+const TYPE_CAP = 200; // arbitrary: characters of a class's name
 const BATCH_WAIT_MS = 1; // PROTOCOL.md, "batch"
 // A Linux pipe holds 64 KiB, so a larger buffer would never be filled by one read.
 const CHUNK_BYTES = 64 * 1024;
@@ -183,12 +185,23 @@ const pointerToken = (key) => key.replace(/~/g, '~0').replace(/\//g, '~1');
 const LONE_SURROGATE = /[\ud800-\udfff]/u; // with the u flag a proper pair is one code point and does not match
 
 function refuse(at, reason) {
-  throw new EncodeError(`${at.length > 200 ? `${at.slice(0, 197)}...` : at}: ${reason}`);
+  throw new EncodeError(`${at.length > 200 ? `${wellFormed(at.slice(0, 197))}...` : at}: ${reason}`);
 }
 
 function checkText(text, at) {
   const lone = text.search(LONE_SURROGATE);
   if (lone >= 0) refuse(at, `text with a lone surrogate at index ${lone} is not UTF-8`);
+}
+
+/** Throws EncodeError with the path of the first text in a decoded message that is not UTF-8. */
+function checkTexts(value, at) {
+  if (typeof value === 'string') checkText(value, at);
+  else if (value !== null && typeof value === 'object') {
+    for (const [key, item] of Object.entries(value)) {
+      checkText(key, at);
+      checkTexts(item, `${at}/${pointerToken(key)}`);
+    }
+  }
 }
 
 /**
@@ -374,35 +387,58 @@ function capped(text) {
   return Buffer.from(clean).toString('utf8', 0, TEXT_CAP_BYTES - mark.length - 3).replace(/\ufffd$/, '') + mark;
 }
 
-function typeName(value) {
-  if (value === null || (typeof value !== 'object' && typeof value !== 'function')) return typeof value;
-  if (value instanceof Error && Object.prototype.hasOwnProperty.call(value, 'name')) return String(value.name);
-  return (value.constructor && value.constructor.name) || value.name || 'Object';
+/** What reading a value of the user's gives; undefined if it throws. */
+function attempt(read) {
+  try {
+    return read();
+  } catch {
+    return undefined;
+  }
 }
 
-/** Describe whatever was thrown.  Returns {type, message, traceback?, data?, cause?}; never throws. */
-function describe(thrown) {
+const isA = (value, type) => attempt(() => value instanceof type) === true; // a revoked proxy throws even here
+
+/** The class of a value, in words; never empty. */
+function typeName(value) {
+  if (value === null || (typeof value !== 'object' && typeof value !== 'function')) return typeof value;
+  const sources = [() => value instanceof Error && has(value, 'name') && value.name, () => value.constructor.name, () => value.name];
+  const name = sources.map((read) => attempt(read)).find((found) => typeof found === 'string' && found !== '');
+  return wellFormed((name ?? 'Object').slice(0, TYPE_CAP));
+}
+
+function messageOf(thrown) {
   try {
-    if (!(thrown instanceof Error) && typeof (thrown && thrown.message) !== 'string')
-      return { type: typeName(thrown), message: capped(typeof thrown === 'symbol' ? thrown.toString() : String(thrown)) };
-    const error = { type: wellFormed(typeName(thrown)), message: capped(String(thrown.message)) };
-    if (typeof thrown.stack === 'string') error.traceback = capped(thrown.stack);
-    if (thrown.data !== undefined) {
-      try {
-        error.data = extract(thrown.data, 'data', [], null);
-      } catch {
-        // `data` is an extra; what cannot be sent of it must not hide the error itself.
-      }
-    }
-    const { cause } = thrown;
-    if (cause !== undefined && cause !== null) {
-      const text = typeof cause.message === 'string' ? cause.message : String(cause);
-      error.cause = { type: wellFormed(typeName(cause)), message: capped(text) };
-    }
-    return error;
-  } catch (failure) {
-    return { type: 'Error', message: `an exception that cannot be described (${failure && failure.message})` };
+    const message = thrown?.message;
+    if (typeof message === 'string') return message;
+    return String(thrown instanceof Error ? message ?? '' : thrown);
+  } catch {
+    return 'an exception whose message cannot be read';
   }
+}
+
+/** Name and message of whatever was thrown; neither is empty. */
+function summary(thrown) {
+  const type = typeName(thrown);
+  return { type, message: capped(messageOf(thrown)) || type };
+}
+
+/** Describe whatever was thrown.  Returns {type, message, traceback, data, cause}, the last three maybe undefined; never throws. */
+function describe(thrown) {
+  const stack = attempt(() => thrown.stack);
+  const cause = attempt(() => thrown.cause) ?? null;
+  return {
+    ...summary(thrown),
+    traceback: typeof stack === 'string' ? capped(stack) : undefined,
+    // An extra: what cannot be sent of it must not hide the error itself.
+    data: attempt(() => extract(thrown.data, 'data', [], null)),
+    cause: cause === null ? undefined : summary(cause),
+  };
+}
+
+/** What stderr shows of whatever was thrown. */
+function shown(thrown) {
+  const { traceback, message } = describe(thrown);
+  return traceback || message;
 }
 
 const outBuffer = Buffer.allocUnsafe(3 * CHUNK_BYTES); // UTF-8 takes at most 3 bytes for a unit of a string
@@ -476,15 +512,19 @@ const tail = () => (state.level === 0 ? `,"timestamp":"${new Date().toISOString(
 
 /** Answer with an error; what does not fit into a frame is cut down to what does. */
 function replyError(id, index, code, error) {
-  const { type, traceback = null, data, cause } = error;
-  const message = error.message || type;
+  const { type, message, traceback = null, data, cause } = error;
   const put = index < 0 ? writeFrame : holdFrame; // the replies of a batch wait for each other
   const write = (body) => put(`${head(id, index)},"success":false,"error":${JSON.stringify(body)}${tail()}`);
-  if (!state.agreed.has('errors')) {
-    if (write(message) > 0) write(message.slice(0, Math.max(16, state.maxFrame >> 3)));
-  } else if (write({ code, type, message, traceback, data, cause, language: 'javascript' }) > 0) {
-    write({ code, type, message: message.slice(0, Math.max(16, state.maxFrame >> 3)), traceback: null, language: 'javascript' });
-  }
+  const body = (more, units = Infinity) => {
+    const [name, text] = [type, message].map((words) => (words.length > units ? wellFormed(words.slice(0, units)) : words));
+    return state.agreed.has('errors') ? { code, type: name, message: text, ...more, language: 'javascript' } : text;
+  };
+  let size = attempt(() => write(body({ traceback, data, cause }))); // undefined: too long for any string
+  // A character takes up to six bytes, and there are two texts.
+  for (let units = state.maxFrame >> 3; size !== 0 && units > 0; units >>= 1) size = write(body({ traceback: null }, units));
+  if (size === 0) return;
+  complain(`a limit of ${state.maxFrame} bytes (max_frame) leaves no room for an error: ${message}`);
+  process.exit(2);
 }
 
 function replyResult(id, index, result) {
@@ -497,9 +537,9 @@ function replyResult(id, index, result) {
     const put = index < 0 || listed.length > 0 ? writeFrame : holdFrame;
     size = put(`${head(id, index)},"success":true,"result":`, encoded.text, `${extra}${tail()}`);
   } catch (error) {
-    if (error instanceof RangeError && /string length/.test(error.message)) size = Infinity;
+    if (isA(error, RangeError) && /string length/.test(error.message)) size = Infinity;
     else {
-      const message = error instanceof EncodeError ? error.message : `result: reading it raised ${describe(error).message}`;
+      const message = isA(error, EncodeError) ? error.message : `result: reading it raised ${describe(error).message}`;
       replyError(id, index, 'encode_error', { type: 'EncodeError', message });
       return;
     }
@@ -511,7 +551,7 @@ function replyResult(id, index, result) {
 }
 
 function replyThrown(id, index, thrown) {
-  if (thrown instanceof Refusal) replyError(id, index, thrown.code, { type: thrown.type, message: capped(thrown.message) });
+  if (isA(thrown, Refusal)) replyError(id, index, thrown.code, { type: thrown.type, message: capped(thrown.message) });
   else replyError(id, index, 'handler_error', describe(thrown));
 }
 
@@ -548,9 +588,10 @@ class Context {
     const text = capped(String(message));
     let body = '{}';
     try {
-      body = JSON.stringify(extract(fields, 'fields', [], null));
+      const sent = extract(fields ?? {}, 'fields', [], null);
+      body = JSON.stringify(typeof sent === 'object' && !Array.isArray(sent) ? sent : { fields: sent });
     } catch (error) {
-      body = JSON.stringify({ encode_error: wellFormed(error.message) || 'fields cannot be sent' });
+      body = JSON.stringify({ encode_error: describe(error).message });
     }
     // A log frame before the first reply would precede the agreement it rests on.
     if (started && current === this && state.agreed.has('log')) {
@@ -562,6 +603,7 @@ class Context {
 }
 
 let current = null; // INVARIANT: the Context whose handler has not settled, or null; at most one
+const origin = new AsyncLocalStorage(); // the Context of the request that the code at hand came from
 let busy = false; // INVARIANT: true from taking a request until its last reply, and while starting
 let started = false;
 const queue = []; // items behind the running one, each a function that does it
@@ -602,7 +644,7 @@ function run(job) {
     const context = (current = new Context(job, index));
     let result;
     try {
-      result = job.handler(job.batch === null ? job.args : job.batch[item], context);
+      result = origin.run(context, job.handler, job.batch === null ? job.args : job.batch[item], context);
       if (result !== null && typeof result === 'object' && typeof result.then === 'function') {
         Promise.resolve(result).then(
           (value) => settle(context, () => replyResult(job.id, index, value)),
@@ -722,7 +764,7 @@ function start(message, refusals) {
 
 function startFailed(context, error) {
   if (current !== context) return;
-  complain(`could not start: ${describe(error).traceback || describe(error).message}`);
+  complain(`could not start: ${shown(error)}`);
   replyThrown(context._job.id, -1, error);
   process.exit(1);
 }
@@ -1010,11 +1052,12 @@ function onFrame(buffer, start, end) {
   }
   const { id } = message;
   if (!Number.isSafeInteger(id) || id < 0) return reject('no integer id from 0 to 2^53-1');
-  if (text.includes('\\u') && /\\u[dD][89a-fA-F]/.test(text)) {
+  // JSON.stringify escapes no surrogate but a lone one; the walk tells it from a backslash in the text.
+  if (text.includes('\\u') && /\\u[dD][89a-fA-F]/.test(text) && JSON.stringify(message).includes('\\ud')) {
     try {
-      extract(message, 'message', [], null);
+      checkTexts(message, 'message');
     } catch (error) {
-      if (error instanceof EncodeError && error.message.includes('surrogate')) return reject(error.message, id);
+      return reject(error.message, id);
     }
   }
   let refusals = null;
@@ -1142,13 +1185,18 @@ function main(argv) {
   const fd = takeDescriptors();
   process.on('SIGINT', () => {}); // Ctrl-C in a terminal reaches the whole group: the host decides
   process.on('uncaughtException', (error) => {
-    const context = current;
-    if (context === null) complain(`exception outside a request: ${describe(error).traceback || describe(error).message}`);
+    // Not known: what the loading of the handlers began, and before Node 24 a microtask.  The running request might
+    // wait for ever for what has thrown there, so it is answered.
+    const context = origin.getStore() ?? current;
+    if (context === null) complain(`exception outside a request: ${shown(error)}`);
+    else if (context !== current) complain(`exception of request ${context._job.id} after its reply: ${shown(error)}`);
     else if (!started) startFailed(context, error);
     else settle(context, () => replyThrown(context._job.id, context._index, error));
   });
+  // Never the reply of its request: that has a promise of its own, and this one may still be handled.
   process.on('unhandledRejection', (error) => {
-    complain(`unhandled rejection: ${describe(error).traceback || describe(error).message}`);
+    const context = origin.getStore();
+    complain(`unhandled rejection${context === undefined ? '' : ` of request ${context._job.id}`}: ${shown(error)}`);
   });
   listen(fd);
 }

@@ -21,7 +21,10 @@ DATA = {"demo_handlers", "bridges", "templates"}
 """Folders of the package that hold files for workers, not modules of the host."""
 
 NOT_SOURCES = {".git", "__pycache__", "_build", "build", "corpus", "dist", "node_modules"}
-TEXT_SUFFIXES = {"", ".cfg", ".cjs", ".json", ".js", ".md", ".mjs", ".py", ".rb", ".sh", ".toml", ".txt"}
+TEXT_SUFFIXES = {
+    *("", ".cfg", ".json", ".md", ".sh", ".toml", ".txt"),
+    *(".R", ".cjs", ".go", ".java", ".js", ".lua", ".mjs", ".php", ".pl", ".py", ".rb"),
+}
 
 
 class Import(NamedTuple):

@@ -16,15 +16,15 @@ LONGER_BRIDGES: dict[str, int] = {
     # Frames, strict JSON, handlers, sessions, batches, attachments and pickled calls, without a single import
     # from outside the standard library: what ten modules of the host do has to stand in one file here.
     "snakepit_bridge.py": 1770,
-    "snakepit_bridge.js": 1160,
+    "snakepit_bridge.js": 1210,
     # The same without pickled calls; strict JSON is in no language's library, and in some no JSON at all.
-    "snakepit_bridge.rb": 1150,
-    "snakepit_bridge.R": 1150,
-    "snakepit_bridge.pl": 1150,
+    "snakepit_bridge.rb": 1200,
+    "snakepit_bridge.R": 1320,
+    "snakepit_bridge.pl": 1200,
     "snakepit_bridge.lua": 1150,
-    "snakepit_bridge.php": 1350,
-    "snakepit_bridge.go": 2350,
-    "SnakepitBridge.java": 2400,
+    "snakepit_bridge.php": 1500,
+    "snakepit_bridge.go": 2500,
+    "SnakepitBridge.java": 2500,
 }
 
 MACHINE_PATH = re.compile(r"(^|[^A-Za-z0-9_.])/(work|farm|root|home/[a-z]+)/")

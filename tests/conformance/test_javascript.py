@@ -7,9 +7,33 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conformance.driver import Bridge, Worker, start_bridge
+from conformance.driver import Bridge, Worker, start_bridge, starter
 
 HERE = Path(__file__).resolve().parent
+
+STRAYS = """
+class Failure extends Error {}
+let open;
+const gate = () => new Promise((resolve) => { open = resolve; });
+const throwLater = () => setImmediate(() => { throw new Failure('too late'); });
+const thrown = () => new Promise((resolve) => process.once('uncaughtExceptionMonitor', () => setImmediate(resolve)));
+
+gate().then(throwLater);
+exports.open_for_ever = () => { open(); return new Promise((resolve) => setInterval(() => resolve, 1000)); };
+exports.visit = async ({ leave }) => {
+  if (leave) {
+    gate().then(throwLater);
+    return 'left';
+  }
+  open();
+  await thrown();
+  return 'innocent';
+};
+exports.reject = async () => {
+  Promise.reject(new Failure('nobody waits'));
+  await new Promise((resolve) => setImmediate(resolve));
+};
+"""
 
 
 def start_with(node: Bridge, handlers: Path | str) -> Worker:
@@ -107,6 +131,46 @@ def test_rejection_that_nobody_awaits_is_a_line_on_stderr(node: Bridge) -> None:
         assert "still here" == worker.call(1, "reject_aside")["result"]
         assert "unhandled rejection" in worker.stderr()
         assert "nobody waits" in worker.stderr()
+
+
+def test_exception_of_an_ended_request_is_a_line_on_stderr(node: Bridge, tmp_path: Path) -> None:
+    """The request that runs by then keeps its own result."""
+    with starter(node, tmp_path)(STRAYS) as worker:
+        worker.start()
+
+        assert "left" == worker.call(1, "visit", {"leave": True})["result"]
+        assert {"id": 2, "success": True, "result": "innocent"} == worker.call(2, "visit", {"leave": False})
+        assert "snakepit_bridge: exception of request 1 after its reply: Error: too late\n" in worker.stderr()
+
+
+def test_exception_of_an_ended_item_is_not_the_next_items(node: Bridge, tmp_path: Path) -> None:
+    """Each item of a batch has its own errors."""
+    with starter(node, tmp_path)(STRAYS) as worker:
+        worker.start()
+
+        worker.send({"id": 1, "command": "visit", "batch": [{"leave": True}, {"leave": False}]})
+
+        assert ["left", "innocent"] == [worker.receive()["result"] for _ in range(2)]
+        assert "snakepit_bridge: exception of request 1 after its reply: Error: too late\n" in worker.stderr()
+
+
+def test_exception_of_no_request_answers_the_running_one(node: Bridge, tmp_path: Path) -> None:
+    """A request that waits for what the loading of the file began does not wait for ever."""
+    with starter(node, tmp_path)(STRAYS) as worker:
+        worker.start()
+
+        error = worker.call(1, "open_for_ever")["error"]
+
+        assert ("handler_error", "Failure", "too late") == (error["code"], error["type"], error["message"])
+
+
+def test_unhandled_rejection_names_its_request(node: Bridge, tmp_path: Path) -> None:
+    """It is a line on stderr and not the reply."""
+    with starter(node, tmp_path)(STRAYS) as worker:
+        worker.start()
+
+        assert worker.call(7, "reject")["success"]
+        assert "snakepit_bridge: unhandled rejection of request 7: Error: nobody waits\n" in worker.stderr()
 
 
 def test_thrown_text_is_a_reply(node: Bridge) -> None:
