@@ -25,6 +25,18 @@ _ = nil
 -- Lua 5.3 or newer, its standard library only.  It also runs as `lua snakepit_bridge.lua [--handlers FILE]`, then
 -- without what the shell above does.  The normative text is PROTOCOL.md, one folder up.
 
+-- The globals are the handlers': what they put into one by chance (a forgotten `local`) must not reach the bridge.
+local _G = _G
+local _ENV = {}
+for name, value in _G.next, _G do
+  if _G.type(value) == "table" and value ~= _G then
+    local library = {}
+    for key, item in _G.next, value do library[key] = item end
+    value = library
+  end
+  _ENV[name] = value
+end
+
 local byte, find, format, gsub, match, sub = string.byte, string.find, string.format, string.gsub, string.match, string.sub
 local pack, unpack, concat, math_type = string.pack, string.unpack, table.concat, math.type
 
@@ -130,11 +142,14 @@ local function quote(text)
   return '"' .. text .. '"'
 end
 
+local has_comma = false -- whether the locale's decimal point is no point; a handler, or what it calls, may set one
+
 --- The shortest text that is read as the same float, and as a float.
 local function float_text(value)
   local text = format("%.15g", value)
   if tonumber(text) ~= value then text = format("%.16g", value) end
   if tonumber(text) ~= value then text = format("%.17g", value) end
+  if has_comma then text = gsub(text, "[^-+%deE]+", ".") end
   return find(text, "^-?%d+$") and text .. ".0" or text
 end
 
@@ -152,6 +167,7 @@ end
 -- `attachments` receives {path, data} for each bytes value; nil: bytes cannot travel.
 -- Raises a Refusal (encode_error) with the path of the first value that cannot be sent.
 local function encode(value, root, attachments)
+  has_comma = format("%.1f", 0.5) ~= "0.5"
   local out, size = {}, 0
   local keys, parents = {}, {} -- keys[d]: where the walk is at depth d
 
@@ -217,6 +233,7 @@ local function encode(value, root, attachments)
     local kind = getmetatable(value)
     if kind == Null then return put("null") end
     if kind == Bytes then
+      if type(value.data) ~= "string" then refuse(depth, "bytes whose data is a %s, not a string", type(value.data)) end
       if not attachments then refuse(depth, "bytes cannot travel: the host takes no attachments") end
       attachments[#attachments + 1] = { path = "/" .. path(depth), data = value.data }
       return put("null")
@@ -565,18 +582,19 @@ local function open_stream(fds)
     if not requests then usage("SNAKEPIT_FDS must be two numbers, got '%s'", fds) end
     input, output = open_descriptor(requests, "rb"), open_descriptor(replies, "ab")
   else
+    local io = _G.io
     input, output = io.stdin, io.stdout
     io.stdin, io.stdout = assert(io.open("/dev/null", "rb")), stderr
     io.input(io.stdin)
     io.output(stderr)
-    function print(...)
+    _G.print = function(...)
       local words = table.pack(...)
       for i = 1, words.n do words[i] = tostring(words[i]) end
       stderr:write(concat(words, "\t"), "\n")
     end
   end
   output:setvbuf("no")
-  if io.stdout ~= stderr then io.stdout:setvbuf("line") end
+  if _G.io.stdout ~= stderr then _G.io.stdout:setvbuf("line") end
 end
 
 ------------------------------------------------------------------------------------------------------- time
@@ -630,6 +648,7 @@ function snakepit.on_start(run)
 end
 
 local function load_handlers(name)
+  local package = _G.package
   package.path = (match(name, "^.*/") or "./") .. "?.lua;" .. package.path
   package.loaded.snakepit = snakepit
   _G.snakepit, _G.command, _G.on_start = snakepit, snakepit.command, snakepit.on_start

@@ -444,6 +444,8 @@ scalar_text <- function(x) {
 # The JSON text of a value; raw vectors go to `blobs`.
 encode <- function(x, at, depth, blobs) {
   if (is.null(x)) return("null")
+  # A single value, whatever an attribute says about it (regexpr() tells the length of its match).
+  if (is.atomic(x) && length(x) == 1L && !is.object(x) && is.null(names(x)) && is.null(dim(x))) attributes(x) <- NULL
   text <- scalar_text(x)
   if (!is.null(text)) return(text)
   force(at)  # else a promise of a promise of ..., which is deeper than R's stack
@@ -471,7 +473,7 @@ encode <- function(x, at, depth, blobs) {
     check_names(keys, at)
     names(x) <- NULL
   }
-  if (is.list(x) && !is.object(x)) {
+  if (is.list(x) && !is.object(x) && length(dim(x)) < 2L) {
     # A loop, and not vapply(): R's stack must hold MAX_DEPTH levels of this.
     texts <- character(length(x))
     for (i in seq_along(x)) {
@@ -489,6 +491,7 @@ encode <- function(x, at, depth, blobs) {
 
 clean <- function(text) {
   text <- tryCatch(enc2utf8(text), error = function(e) text)
+  if (any(Encoding(text) == "bytes")) Encoding(text) <- "UTF-8"
   if (validUTF8(text)) text else iconv(text, "UTF-8", "UTF-8", sub = "byte")
 }
 
@@ -1039,7 +1042,8 @@ evaluate <- function(expression) {
 load_handlers <- function(path) {
   if (!file.exists(path)) stop("cannot open the handler file '", path, "': no such file", call. = FALSE)
   expressions <- parse(path, keep.source = TRUE, encoding = "UTF-8")
-  lines <- attr(expressions, "srcfile")$lines
+  source <- attr(expressions, "srcfile")
+  lines <- (if (is.null(source$original)) source else source$original)$lines  # a #line directive gives it an alias
   kept <- new.env()
   commands <- structure(list(), class = "snakepit_commands", handlers = kept)
   add <- function(x, name, value) {
@@ -1053,7 +1057,7 @@ load_handlers <- function(path) {
   registerS3method("[[", "snakepit_commands", get_command, baseenv())
   assign("commands", commands, envir = globalenv())
   for (k in seq_along(expressions)) {
-    line <- attr(expressions, "srcref")[[k]][1L]
+    line <- attr(expressions, "srcref")[[k]][7L]  # of this file, whatever a #line directive says
     above <- line - 1L
     while (above > 0L && startsWith(lines[above], "#'")) above <- above - 1L
     doc_above <<- clean(paste(sub("^#' ?", "", lines[above + seq_len(line - 1L - above)]), collapse = "\n"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -220,6 +221,70 @@ def test_handlers_require_their_neighbours(start: Callable[..., Worker], tmp_pat
         worker.start()
 
         assert 42 == worker.call(1, "ask")["result"]
+
+
+def test_globals_of_handlers_are_not_the_bridges(start: Callable[..., Worker]) -> None:
+    """A forgotten `local` with the name of a function or library spoils it for the handlers, and for nobody else."""
+    code = """
+    local names = {}
+    for name, value in pairs(_G) do if value ~= _G then names[#names + 1] = name end end
+    local globals = _G
+    command('spoil', function()
+      for _, name in ipairs(names) do
+        if type(globals[name]) == 'table' and name ~= 'snakepit' then
+          for key in next, globals[name] do globals[name][key] = nil end
+        end
+      end
+      for _, name in ipairs(names) do globals[name] = 'spoiled' end
+      return 'done'
+    end)
+    command('value', function() return { list = { 1.5, 'x' } } end)
+    command('broken', function(args) return print(args) end)
+    """
+    with start(code) as worker:
+        worker.start()
+        assert "done" == worker.call(1, "spoil")["result"]
+
+        assert {"list": [1.5, "x"]} == worker.call(2, "value")["result"]
+        assert {"a": [1, {}]} == worker.call(3, "echo", {"a": [1, {}]})["result"]["echoed"]
+        assert "unknown_command" == worker.call(4, "no such")["error"]["code"]
+        assert "handler_error" == worker.call(5, "broken")["error"]["code"]
+
+
+def test_bytes_that_are_none_are_refused(start: Callable[..., Worker]) -> None:
+    """Whatever a handler puts into `data`, the reply says so."""
+    with start("command('odd', function() local b = snakepit.bytes('x'); b.data = 5; return { b } end)") as worker:
+        worker.start()
+
+        assert "result/0: bytes whose data is a number, not a string" == worker.call(1, "odd")["error"]["message"]
+
+
+COMMA = """LC_NUMERIC
+decimal_point ","
+thousands_sep ""
+grouping -1
+END LC_NUMERIC
+"""
+
+
+def test_floats_where_the_decimal_point_is_a_comma(
+    start: Callable[..., Worker], require_runtime: Callable[[str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A locale that a handler sets changes how numbers are written, but not in JSON."""
+    (tmp_path / "comma.src").write_text(COMMA)
+    # Of a locale with one category it says that the others are missing, and makes it all the same.
+    words = [require_runtime("localedef"), "-c", "--no-archive", "-i", "./comma.src", str(tmp_path / "comma")]
+    subprocess.run(words, cwd=tmp_path, capture_output=True, timeout=30, check=False)
+    monkeypatch.setenv("LOCPATH", str(tmp_path))
+    code = """
+    command('set', function() return { os.setlocale('comma', 'numeric'), ('%.1f'):format(0.5) } end)
+    command('values', function(args) return { 1.5, -2.25e-300, 3.0, args.value } end)
+    """
+    with start(code) as worker:
+        worker.start()
+
+        assert ["comma", "0,5"] == worker.call(1, "set")["result"]
+        assert [1.5, -2.25e-300, 3.0, 0.1] == worker.call(2, "values", {"value": 0.1})["result"]
 
 
 def test_a_handler_cannot_yield(start: Callable[..., Worker]) -> None:

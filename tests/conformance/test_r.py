@@ -64,6 +64,9 @@ VALUES: dict[str, tuple[str, Any]] = {
     "matrix": ("matrix(1:4, 2)", [[1, 3], [2, 4]]),
     "one column": ("matrix(1:2, 2)", [[1], [2]]),
     "array": ("array(1:8, c(2, 2, 2))", [[[1, 5], [3, 7]], [[2, 6], [4, 8]]]),
+    "matrix of a list": ("matrix(list(1, 'a', 2, 'b'), 2, byrow = TRUE)", [[1, "a"], [2, "b"]]),
+    "place of a match": ("regexpr('n', 'banana')", 3),
+    "attributes": ("list(x = structure(5, unit = 'cm'), y = na.omit(c(TRUE, NA)))", {"x": 5, "y": True}),
     "factor": ("factor('q')", "q"),
     "missing": ("list(NA, NA_real_, NA_character_, NULL)", [None] * 4),
     "latin text": (r"iconv('\u00e9', 'UTF-8', 'latin1')", "é"),
@@ -97,6 +100,30 @@ def test_values_of_r_become_json_by_the_documented_rule(start: Callable[[str], W
         assert {} == {
             case: refused[case] for case, (_, words) in REFUSED.items() if not refused[case].startswith(words)
         }
+
+
+def test_message_of_bytes_is_text(start: Callable[[str], Worker]) -> None:
+    """Text that R has marked as bytes is shown as the UTF-8 that it is."""
+    code = r"""
+    commands$fail <- function() {
+      x <- "caf\xc3\xa9 \xff"
+      Encoding(x) <- "bytes"
+      stop(structure(class = c("odd", "error", "condition"), list(message = x, call = NULL)))
+    }
+    """
+    with start(code) as worker:
+        worker.start()
+
+        assert "café <ff>" == worker.call(1, "fail")["error"]["message"]
+
+
+def test_file_with_line_directives_starts(start: Callable[[str], Worker]) -> None:
+    """The comments above a handler are found where they are, whatever number the file gives to its lines."""
+    with start("#line 100 \"other.R\"\n#' Doubles.\ncommands$double <- function(x) 2 * x\n") as worker:
+        reply = worker.start()
+
+        assert "Doubles." == reply["result"]["protocol"]["commands"]["double"]["doc"]
+        assert 6 == worker.call(1, "double", {"x": 3})["result"]
 
 
 def test_args_are_vectors_and_come_back_as_sent(start: Callable[[str], Worker]) -> None:
