@@ -113,13 +113,16 @@ class SnakepitExecutor(Executor):
         parts = start_pool(
             adapter, config, self._name, self._preparation, size=size, least=least, max_queue_size=max_queue_size
         )
-        self._manager = parts.manager
-        self._ledger = parts.ledger
-        self._intake = Intake(self._name, encoder, parts.ledger, affinity, queue_full == "block", parts.lender)
-        self._pid = os.getpid()
-        # The pool holds no reference to its intake: one that nobody holds is closed, and finishes its work.
-        self._finalizer = weakref.finalize(self._intake, _lifetime.close, parts.inbox, parts.ledger)
-        self._finalizer.atexit = False
+        try:
+            self._manager, self._ledger = parts.manager, parts.ledger
+            self._intake = Intake(self._name, encoder, parts.ledger, affinity, queue_full == "block", parts.lender)
+            self._pid = os.getpid()
+            # The pool holds no reference to its intake: one that nobody holds is closed, and finishes its work.
+            self._finalizer = weakref.finalize(self._intake, _lifetime.close, parts.inbox, parts.ledger)
+            self._finalizer.atexit = False
+        except BaseException:
+            _lifetime.close(parts.inbox, parts.ledger)
+            raise
 
     # Single calls -----------------------------------------------------------------------------------
 

@@ -76,6 +76,9 @@ def start_pool(
         try:
             manager.start()
         except BaseException:
+            if manager.is_running:
+                lifetime.close(inbox, ledger)
+                manager.join()
             lifetime.forget(manager)
             raise
     except BaseException:

@@ -151,6 +151,11 @@ class Ledger:
                 self._blocked += 1
                 try:
                     self._room.wait(remaining)
+                except BaseException:
+                    # RACE: 1. room is told to this waiter, 2. Ctrl-C ends its wait: the next one has to hear of it
+                    # (tests/unit/test_races_ledger.py::test_an_interrupted_waiter_passes_room_on).
+                    self._room.notify()
+                    raise
                 finally:
                     self._blocked -= 1
             wake = self._accept_locked(request)

@@ -73,6 +73,9 @@ class Lending:
         for loan in loans:
             if loan.request is not None:
                 loan.link.away = None if loan.holder is None else loan
+                if loan.is_answered:
+                    # In time: what is left is the caller's to load.
+                    loan.request.timeout_s = None
                 self._handle(m.Adopted(loan.link.worker_id, loan.request))
         for loan in loans:
             if loan.served:

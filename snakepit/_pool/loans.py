@@ -19,6 +19,7 @@ from __future__ import annotations
 import select
 import threading
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import attrs
 
@@ -46,9 +47,10 @@ class Loan:
         holder: The caller's thread that writes or reads, or None.
         recalled: The manager has it back, or will when it leaves the caller's hands.
         served: Calls that were answered since it was lent.
+        is_answered: The answer to the request has been read, and is being loaded.
     """
 
-    __slots__ = ("_poll", "holder", "lender", "link", "recalled", "request", "served")
+    __slots__ = ("_poll", "holder", "is_answered", "lender", "link", "recalled", "request", "served")
 
     def __init__(self, lender: Lender, link: Link) -> None:
         self.lender = lender
@@ -57,6 +59,7 @@ class Loan:
         self.holder: int | None = None
         self.recalled = False
         self.served = 0
+        self.is_answered = False
         self._poll = select.poll()
         self._poll.register(link.channel.reply_fd, select.POLLIN)
 
@@ -151,7 +154,7 @@ class Lender:
         request.state = RequestState.SENT
         request.sent_at = request.started_at = request.accepted_at
         request.future.begin_direct(loan.link.pid)
-        loan.request, loan.holder = request, threading.get_ident()
+        loan.request, loan.holder, loan.is_answered = request, threading.get_ident(), False
         return True
 
     def lay_down(self, loan: Loan) -> bool:
@@ -174,12 +177,18 @@ class Lender:
 
     def finish(self, loan: Loan, reply: Reply) -> bool:
         """End a call with its answer; False when that is the manager's business."""
-        value, error = reply.load()
         request = reply.request
         future = request.future
+        # RACE: 1. the answer is read in time, 2. users' code loads it, for long, 3. the manager recalls the loan, and
+        # the time is over.  From here on it knows that the answer is there
+        # (tests/integration/test_direct.py::test_an_answer_that_loads_for_long_beats_its_deadline).
         with self._ledger.lock:
-            # Who ends a future that others watch may run their code: only the pool's own thread does.
-            if loan.recalled or future.is_watched or telemetry.enabled("snakepit.worker.request"):
+            if self._is_managers(loan, future):
+                return False
+            loan.is_answered = True
+        value, error = reply.load()
+        with self._ledger.lock:
+            if self._is_managers(loan, future):
                 reply.value, reply.error, reply.pickled = value, error, None
                 return False
             # The loan last: until then whoever is interrupted still has it in hands.
@@ -192,6 +201,11 @@ class Lender:
             loan.request, loan.holder = None, None
             self._resting.append(loan)
         return True
+
+    @staticmethod
+    def _is_managers(loan: Loan, future: Any) -> bool:
+        # Who ends a future that others watch may run their code: only the pool's own thread does.
+        return loan.recalled or future.is_watched or telemetry.enabled("snakepit.worker.request")
 
     def give_back(self, returned: Returned) -> None:
         """Leave a loan and its request to the manager."""

@@ -28,6 +28,7 @@ from .._core.scheduler import Scheduler
 from .._inbox import Inbox
 from .._supervision import reports as r
 from .._supervision.watchdog import Watchdog
+from .._threads import PatientThread
 from ..adapters import Adapter
 from ..config import PoolConfig
 from ..errors import InternalError
@@ -45,7 +46,6 @@ from .performer import Performer
 from .queries import Query, refuse_late
 from .quiet import QuietLogger, quietly
 from .settling import Settler
-from .threads import PatientThread
 
 __all__ = ("Manager",)
 
@@ -111,7 +111,6 @@ class Manager:
         self._watchdog = watchdog_factory(
             name, inbox.post, kill_grace_s=config.kill_grace_s, stderr_tail_bytes=config.stderr_tail_bytes
         )
-        self._go, self._wanted = threading.Event(), False
         self._thread = PatientThread(target=self._run, name=f"snakepit-{name}-manager", daemon=True)
         self._handlers: dict[type, Callable[[Any], None]] = {
             r.Spawned: self._spawned,
@@ -142,6 +141,7 @@ class Manager:
 
         Raises:
             RuntimeError: The system has no thread to give; raised here, and nothing is left running.
+            BaseException: An interrupt, as for the rest; but where the pool `is_running`, it has to be closed.
         """
         try:
             self._edges = self._links.watch_wake(self._inbox.fd, edges=self._inbox.edges)
@@ -149,15 +149,18 @@ class Manager:
             if self._config.max_worker_rss_bytes is not None:
                 self._watchdog.set_rss_probe(1.0)
             self._thread.start()
-            self._wanted = True
         except BaseException:
-            self._watchdog.stop()
-            self._watchdog.join()
-            self._links.close()
+            if not self.is_running:
+                self._watchdog.stop()
+                self._watchdog.join()
+                self._links.close()
             raise
-        finally:
-            self._go.set()
         self._ledger.threads = frozenset((self._thread.ident, self._watchdog.ident))
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the pool's thread has begun its work; it ends when the pool is closed."""
+        return self._thread.is_wanted
 
     def join(self, timeout_s: float | None = None) -> bool:
         """Wait for the end of the pool; False when the time ran out first."""
@@ -188,11 +191,6 @@ class Manager:
     # The loop ---------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        # RACE: 1. the thread is made, 2. Ctrl-C ends the wait for its start, so that there is no pool.
-        # (tests/integration/test_host_faults_system.py::test_ctrl_c_in_the_start_of_a_thread_leaves_nothing)
-        self._go.wait()
-        if not self._wanted:
-            return
         try:
             self._act(self._scheduler.start(monotonic_s()))
             self._deadline = self._scheduler.next_deadline()
@@ -393,4 +391,6 @@ class Manager:
         quietly(self._ledger.publish, (0, 0, 0, 0, lifecycle.restarts, lifecycle.recycled))
         for item in (*self._current, *self._posted, *self._inbox.close()):
             quietly(refuse_late, item, self._ledger.refusal())
+        # The system gives their numbers to other threads from now on.
+        self._ledger.threads = frozenset()
         self._on_end(self)

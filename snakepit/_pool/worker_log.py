@@ -5,11 +5,11 @@ Runs on the manager's thread; owns nothing.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from typing import Any
 
 from .._text import escape_text, show
+from .quiet import quietly
 
 __all__ = ("log",)
 
@@ -33,6 +33,5 @@ def log(worker_id: str, message: dict[str, Any]) -> None:
     level = _LEVELS.get(name.lower(), logging.INFO) if isinstance(name, str) else logging.INFO
     if _logger.isEnabledFor(level):
         shown = escape_text(text[:_MAX_LOG_CHARS]) if isinstance(text, str) else show(text)
-        # A filter of the user's may raise anything, and this thread has more to do than logging.
-        with contextlib.suppress(Exception):
-            _logger.log(level, "[%s] %s%s", worker_id, shown, f" {show(fields, 2000)}" if fields else "")
+        # A filter or handler of the user's may raise anything, and this thread has more to do than logging.
+        quietly(_logger.log, level, "[%s] %s%s", worker_id, shown, f" {show(fields, 2000)}" if fields else "")

@@ -14,7 +14,6 @@ import logging
 import math
 import os
 import selectors
-import threading
 import weakref
 from collections import deque
 from collections.abc import Callable
@@ -23,6 +22,7 @@ import attrs
 
 from .._clock import LONGEST_WAIT_S, monotonic_s
 from .._inbox import Inbox
+from .._threads import PatientThread
 from .custody import Custody, SpawnFactory
 from .guardian import GUARDIAN
 from .memory import group_rss_bytes
@@ -73,8 +73,7 @@ class Watchdog:
         self._logger = logger or logging.getLogger("snakepit.watchdog")
         # None: not started.  Its items are commands: a `_SpawnCommand`, or a function to call.
         self._inbox: Inbox | None = None
-        self._go, self._wanted = threading.Event(), False
-        self._thread = threading.Thread(target=self._run, name=f"snakepit-{name}-watchdog", daemon=True)
+        self._thread = PatientThread(target=self._run, name=f"snakepit-{name}-watchdog", daemon=True)
         # Not epoll: poll has no descriptor of its own, and takes regular files.
         self._selector = selectors.PollSelector()
         self._custody = Custody(
@@ -107,12 +106,10 @@ class Watchdog:
         _started.add(self)
         try:
             self._thread.start()
-            self._wanted = True
         except BaseException:
-            self._inbox.close()
+            if not self._thread.is_wanted:
+                self._inbox.close()
             raise
-        finally:
-            self._go.set()
 
     def spawn(self, worker_id: str, spec: SpawnSpec | SpawnFactory) -> None:
         """Start a process; answered by `Spawned` or `SpawnFailed`.
@@ -169,11 +166,6 @@ class Watchdog:
 
     def _run(self) -> None:
         assert self._inbox is not None
-        # RACE: 1. the thread is made, 2. Ctrl-C ends the wait for its start, so that nobody will ever stop it.
-        # (tests/integration/test_host_faults_system.py::test_ctrl_c_in_the_start_of_a_thread_leaves_nothing)
-        self._go.wait()
-        if not self._wanted:
-            return
         try:
             self._loop(self._inbox)
         except BaseException as error:

@@ -12,6 +12,7 @@ import random
 import select
 import signal
 import threading
+import time
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -969,6 +970,73 @@ def test_a_reply_whose_loading_waits_for_the_pool(how: str) -> None:
         finally:
             _pool = None
         assert 3 == ex.execute(lib.add, 1, 2)
+
+
+_load_late: Callable[[], None] = int
+
+
+class Late:
+    """Loads in the host when the test lets it."""
+
+    def __reduce__(self) -> Any:
+        return _finish_late, ()
+
+
+def _finish_late() -> str:
+    _load_late()
+    return "loaded"
+
+
+def make_late() -> Late:
+    return Late()
+
+
+@pytest.mark.parametrize("how", ["execute", "submit"])
+def test_an_answer_that_loads_for_long_beats_its_deadline(how: str) -> None:
+    """What users' code does with an answer that came in time does not count as the worker's time."""
+    global _load_late
+    limit_s = 0.3 if how == "execute" else REST_S + 0.1
+    with SnakepitExecutor(1) as ex, ThreadPoolExecutor(1) as others:
+        ex.execute(make_late)
+        pid = ex.execute(os.getpid)
+        wait_until(lambda: ex._manager.lender.has_resting)
+        began, loaded_by = time.monotonic(), []
+
+        def load() -> None:
+            loaded_by.append(threading.get_ident())
+            # The manager takes the worker back, and then finds that the time is over.
+            others.submit(ex.wait_ready, LIMIT_S).result(LIMIT_S)
+            threading.Event().wait(max(0.0, began + limit_s + 0.1 - time.monotonic()))
+            others.submit(ex.wait_ready, LIMIT_S).result(LIMIT_S)
+
+        _load_late = load
+        try:
+            calls = ex.options(timeout=limit_s)
+            value = calls.execute(make_late) if how == "execute" else calls.submit(make_late).result()
+        finally:
+            _load_late = int
+
+        assert [threading.get_ident()] == loaded_by
+        assert ("loaded", pid) == (value, ex.execute(os.getpid))
+        assert 0 == ex.stats().command_timeouts
+
+
+def test_a_log_handler_that_raises_system_exit() -> None:
+    """It ends neither the pool nor the call."""
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            raise SystemExit(record.getMessage())
+
+    handler = Handler()
+    logging.getLogger("snakepit.worker").addHandler(handler)
+    try:
+        with handler_pool(1) as ex:
+            pid = ex.execute("pid")
+            assert [ex.execute("shout", {"text": "x"}) for _ in range(3)] == ["x", "x", "x"]
+            assert pid == ex.execute("pid")
+    finally:
+        logging.getLogger("snakepit.worker").removeHandler(handler)
 
 
 @pytest.mark.parametrize("how", ["execute", "wait"])

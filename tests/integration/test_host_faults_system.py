@@ -20,8 +20,11 @@ from integration import scripts
 from integration.workers.pools import LIMIT_S, balance, config, handler_pool, saboteur_pool
 
 from snakepit import CommandAdapter, PoolBroken, ResultError, SnakepitExecutor, WorkerDied, WorkerStartError
+from snakepit import executor as _executor
+from snakepit._pool import lifetime as _lifetime
 from snakepit._pool import poller as _poller
 from snakepit._supervision import spawn as _spawn
+from snakepit._threads import PatientThread
 from snakepit._wire import frames as _frames
 from snakepit._wire import messages as _messages
 from snakepit._wire import outgoing as _outgoing
@@ -154,6 +157,30 @@ def test_ctrl_c_in_the_start_of_a_thread_leaves_nothing(monkeypatch: pytest.Monk
             saboteur_pool(1)
 
     wait_until(lambda: not [t for t in threading.enumerate() if t.name.startswith("snakepit-")], LIMIT_S)
+
+
+@pytest.mark.parametrize("which", ["-manager", "-watchdog", "intake"])
+def test_ctrl_c_late_in_the_constructor_leaves_nothing(monkeypatch: pytest.MonkeyPatch, which: str) -> None:
+    """Ctrl-C when a thread runs already, or the whole pool: nobody will ever have that pool, so it ends."""
+    start = PatientThread.start
+
+    def interrupted(thread: PatientThread) -> None:
+        start(thread)
+        if thread.name.endswith(which):
+            raise KeyboardInterrupt
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PatientThread, "start", interrupted)
+        if which == "intake":
+            patch.setattr(_executor, "Intake", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            saboteur_pool(1)
+
+    wait_until(lambda: not [t for t in threading.enumerate() if t.name.startswith("snakepit-")], LIMIT_S)
+    assert {} == _lifetime._live
 
 
 @pytest.mark.parametrize("nth", [1, 2])

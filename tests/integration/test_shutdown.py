@@ -80,6 +80,18 @@ def test_cancel_futures_cancels_what_has_not_begun(gate: Gate) -> None:
     assert (4, 1, 3) == (ex.stats().requests, ex.stats().completed, ex.stats().cancelled)
 
 
+def test_the_numbers_of_ended_threads_mean_nothing() -> None:
+    """The system gives them to other threads, which do not belong to the pool: for these it is shut down."""
+    ex = handler_pool(1)
+    ex.execute("run")
+    own = ex._ledger.threads
+
+    ex.shutdown()
+
+    assert 2 == len(own)
+    assert frozenset() == ex._ledger.threads
+
+
 def test_twice_and_from_many_threads(gate: Gate) -> None:
     """Shutdown may be called by anybody, again, with other arguments."""
     ex = handler_pool(2)

@@ -14,6 +14,8 @@ from snakepit._inbox import Inbox
 from snakepit._pool.future import SnakepitFuture
 from snakepit._pool.ledger import Ledger
 
+from leaks import wait_until
+
 BOUND_S = 10.0
 
 
@@ -114,3 +116,39 @@ def test_heal_and_shutdown_in_either_order(inbox: Inbox, order: list[str]) -> No
 
     with pytest.raises(RuntimeError, match="shut down"):
         ledger.check_open()
+
+
+class InterruptedRoom(threading.Condition):
+    """Ends the first wait that was told of room by an interrupt, as Ctrl-C may."""
+
+    interrupts = 1
+
+    def wait(self, timeout: float | None = None) -> bool:
+        told = super().wait(timeout)
+        if told and self.interrupts:
+            self.interrupts = 0
+            raise KeyboardInterrupt
+        return told
+
+
+def test_an_interrupted_waiter_passes_room_on(inbox: Inbox) -> None:
+    """Room for one is told to one of two blocked callers; the other gets it when the first gives up."""
+    ledger = Ledger(inbox, 1, 1000)
+    room = ledger._room = InterruptedRoom(ledger.lock)
+    first, *others = (Request(None, "run") for _ in range(3))
+    ledger.admit(first, block=False, deadline=None)
+    tasks = [
+        Task(f"caller {number}", lambda request=request: ledger.admit(request, block=True, deadline=None))
+        for number, request in enumerate(others)
+    ]
+    wait_until(lambda: len(room._waiters) == 2)  # type: ignore[attr-defined]
+
+    ledger.settle(first, Outcome.COMPLETED)
+
+    outcomes = []
+    for task in tasks:
+        task.join(BOUND_S)
+        outcomes.append(task.outcome)
+        assert not task.is_alive()
+    assert 1 == sum(isinstance(outcome, KeyboardInterrupt) for outcome in outcomes)
+    assert 2 == ledger.stats().requests

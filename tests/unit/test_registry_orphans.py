@@ -262,6 +262,24 @@ def test_looking_changes_nothing(directory: Path, dead_host: HostId, start: Star
     assert before == names(directory)
 
 
+def test_looking_sees_an_orphan_in_the_middle_of_an_exec(
+    directory: Path, dead_host: HostId, start: Starter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that shows no environment for a moment is looked at again."""
+    worker = start()
+    write(directory, dead_host, row(worker))
+    find_token, looks = _procfs.find_token, []
+
+    def in_exec(pid: int) -> str | None:
+        if pid == worker.pid:
+            looks.append(pid)
+        return None if pid == worker.pid and len(looks) < 3 else find_token(pid)
+
+    monkeypatch.setattr(_procfs, "find_token", in_exec)
+
+    assert [worker.pid] == [orphan.pid for orphan in find_orphans().left]
+
+
 def test_two_sweeps_at_once(directory: Path, dead_host: HostId, start: Starter) -> None:
     """They share the work, neither fails, and everything is in order afterwards."""
     workers = [start(f"{RUN}-{number}") for number in range(6)]
