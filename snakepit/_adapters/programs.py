@@ -6,10 +6,9 @@ any other.  Runs on the caller's thread; owns nothing.
 
 from __future__ import annotations
 
-import codecs
-import math
 import os
 import string
+import sys
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, Unpack
 
@@ -57,11 +56,12 @@ class LineAdapter(_ProgramAdapter):
     Args:
         argv: The command line; no shell sees it.
         delimiter: Ends each line, in both directions.
-        encoding: Of the lines.
+        encoding: Of the lines; any text encoding without a byte order mark.
         reply: "line": the result is the line, without its end.  "json": the value it stands for.  A callable: what it
             returns for the line; called on the pool's thread, so it must be quick.
         prompt: What a program with a prompt prints when it is ready, e.g. ``">>> "``: an answer then ends there and
             may have many lines, and the worker is ready at the first prompt.
+            Either way an answer has at most 128 MiB.
         first_line_s: Seconds that the first answer of a process may take before the program is ended, with advice
             about buffers, but no more than 0.9 of the call's ``timeout``; None: no limit but ``timeout``, which is
             the only one of later answers.
@@ -72,9 +72,9 @@ class LineAdapter(_ProgramAdapter):
         TypeError, ValueError: A bad parameter; raised here.
         InvalidArguments: The argument of a call is no line; raised by ``submit``.
         WorkerDied: The program has ended; or it was ended, because its first answer took longer than
-            ``first_line_s``, or because it had written a line that nobody had asked for: the end of ``stderr_tail``
-            says so.  A surplus line is noticed by the next call if it is there by then; one that comes later is
-            taken for the answer.  Set on the future.
+            ``first_line_s``, because an answer was longer than 128 MiB, or because it had written a line that nobody
+            had asked for: the end of ``stderr_tail`` says so.  A surplus line is noticed by the next call if it is
+            there by then; one that comes later is taken for the answer.  Set on the future.
     """
 
     def __init__(
@@ -98,10 +98,10 @@ class LineAdapter(_ProgramAdapter):
         if first_line_s is not None:
             if isinstance(first_line_s, bool) or not isinstance(first_line_s, (int, float)):
                 raise TypeError(f"first_line_s must be a number of seconds or None, not {first_line_s!r}")
-            if not 0 < first_line_s < math.inf:
+            if not 0 < first_line_s <= sys.float_info.max:
                 raise ValueError(f"first_line_s must be > 0 and finite, or None for no limit, not {first_line_s!r}")
         self._delimiter = delimiter
-        self._encoding = _check_encoding(encoding)
+        self._encoding = _check_line_encoding(encoding, delimiter=delimiter, prompt=prompt or "")
         self._shape = reply if callable(reply) else None
         start_args: JsonValue = {
             "argv": list(words),
@@ -109,7 +109,7 @@ class LineAdapter(_ProgramAdapter):
             "encoding": encoding,
             "reply": reply if isinstance(reply, str) else "line",
             "prompt": prompt,
-            "first_line_s": first_line_s,
+            "first_line_s": None if first_line_s is None else float(first_line_s),
         }
         super().__init__(words[0], "snakepit_line.py", start_args, output, **options)
 
@@ -129,7 +129,7 @@ class LineAdapter(_ProgramAdapter):
             raise InvalidArguments(f"line: {args!r:.200} has the delimiter {self._delimiter!r} in it: one line a call")
         try:
             args.encode(self._encoding)
-        except UnicodeEncodeError as error:
+        except UnicodeError as error:
             raise InvalidArguments(f"line: {error}") from None
 
     def process_response(self, command: str, result: JsonValue) -> Any:
@@ -227,9 +227,24 @@ def _check_encoding(encoding: str) -> str:
     if not isinstance(encoding, str):
         raise TypeError(f"encoding must be the name of one, e.g. 'utf-8', not {encoding!r}")
     try:
-        codecs.lookup(encoding)
-    except LookupError as error:
-        raise ValueError(f"encoding: {error}") from None
+        # Unlike codecs.lookup(), this refuses codecs of bytes, such as "hex".
+        "".encode(encoding)
+    except (LookupError, ValueError):
+        raise ValueError(f"encoding: {encoding!r} is no text encoding of Python; 'utf-8' and 'latin-1' are") from None
+    return encoding
+
+
+def _check_line_encoding(encoding: str, **ends: str) -> str:
+    if "".encode(_check_encoding(encoding)):
+        raise ValueError(
+            f"encoding: {encoding!r} puts a byte order mark before each line;"
+            " use one without, e.g. 'utf-8' or 'utf-16-le'"
+        )
+    for name, text in ends.items():
+        try:
+            text.encode(encoding)
+        except UnicodeError as error:
+            raise ValueError(f"{name}: {text!r} cannot be written in {encoding!r}: {error}") from None
     return encoding
 
 

@@ -53,10 +53,43 @@ for line in sys.stdin:
         print("held", flush=True)
     elif word == "part":
         sys.stdout.write("no end"); sys.stdout.flush()
+    elif word == "endless":
+        while True:
+            os.write(1, b"x" * (1 << 20))
     elif word == "bytes":
         sys.stdout.buffer.write(bytes.fromhex(rest) + b"\\n"); sys.stdout.flush()
     else:
         print(rest, flush=True)
+"""
+
+
+HASTY = f"""
+import array, fcntl, os, sys, termios, time
+sys.path.append({DIRECTORY!r})
+from gates import HELD_AT_MOST_S
+while True:
+    read = os.read(0, 10)
+    if not read:
+        break
+    os.write(1, b"answer to " + read[:1] + b"\\n")
+    if read.startswith(b"exit"):
+        os._exit(5)
+    # Only after the worker has seen the answer is more of the line read.
+    waiting, until = array.array("i", [1]), time.monotonic() + HELD_AT_MOST_S
+    while waiting[0] and time.monotonic() < until:
+        fcntl.ioctl(1, termios.FIONREAD, waiting)
+        os.sched_yield()
+    while read and not read.endswith(b"\\n"):
+        read = os.read(0, 65536)
+"""
+"""Answers after the first bytes of a line."""
+
+UPPER = """
+import sys
+for stream in (sys.stdin, sys.stdout):
+    stream.reconfigure(encoding=sys.argv[1])
+for line in sys.stdin:
+    print(line.strip().upper(), flush=True)
 """
 
 
@@ -139,6 +172,8 @@ def test_an_encoding_that_lacks_a_character(pool: Callable[..., SnakepitExecutor
         assert isinstance(error, CommandError)
         assert "0xff" in str(error)
         assert pid == ex.execute("line", "pid")
+    with pytest.raises(InvalidArguments, match="idna"):  # its complaint is of another class
+        LineAdapter(["cat"], encoding="idna").validate_command("line", "x" * 64)
 
 
 def test_a_program_that_buffers_is_diagnosed() -> None:
@@ -251,6 +286,49 @@ def test_a_timeout_ends_worker_and_program(pool: Callable[..., SnakepitExecutor]
     assert is_gone(worker.pid or 0)
 
 
+def test_an_answer_before_the_line_has_been_read() -> None:
+    """It is the answer of that line, which is written to its end nevertheless, and the next call has its own."""
+    adapter = LineAdapter([sys.executable, "-I", "-S", "-c", HASTY], first_line_s=5)
+    with SnakepitExecutor(adapter, 1, config=config()) as ex:
+        lines = [letter * 1_000_000 for letter in "ab"]
+        assert ["answer to a", "answer to b"] == [ex.submit("line", line, timeout=LIMIT_S).result() for line in lines]
+        assert 0 == ex.stats().restarts
+
+
+def test_a_program_that_ends_after_its_answer_within_a_line() -> None:
+    """The answer counts, though the rest of the line could not be written."""
+    adapter = LineAdapter([sys.executable, "-I", "-S", "-c", HASTY], first_line_s=5)
+    with SnakepitExecutor(adapter, 1, config=config()) as ex:
+        assert "answer to e" == ex.submit("line", "exit" * 250_000, timeout=LIMIT_S).result()
+
+
+def test_an_answer_without_end_has_a_limit(pool: Callable[..., SnakepitExecutor]) -> None:
+    """The program is ended, the error names the limit and what came, and the next call finds a fresh one."""
+    with pool() as ex:
+        assert "1" == ex.execute("line", "count")
+        error = ex.submit("line", "endless", timeout=LIMIT_S).exception()
+        assert isinstance(error, WorkerDied)
+        assert f"wrote more than {1 << 27} bytes, the limit of an answer" in str(error)
+        assert "b'xxxx" in str(error)
+        assert "1" == ex.execute("line", "count")
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le", "cp037"])
+def test_a_delimiter_is_a_whole_character(encoding: str) -> None:
+    """Bytes of two characters that together look like an end of line are none."""
+    adapter = LineAdapter([sys.executable, "-I", "-S", "-c", UPPER, encoding], encoding=encoding)
+    lines = ["abc", "def"] if encoding == "cp037" else ["abc", "\u0a05\u0100", "\u0100\u0a05", "\u010a\u0a00", "def"]
+    with SnakepitExecutor(adapter, 1, config=config()) as ex:
+        assert [line.upper() for line in lines] == [ex.submit("line", line, timeout=LIMIT_S).result() for line in lines]
+
+
+def test_long_patience_is_a_number_like_any_other(pool: Callable[..., SnakepitExecutor]) -> None:
+    """Weeks, and more than any clock counts."""
+    for first_line_s in (3e6, sys.float_info.max):
+        with pool(first_line_s=first_line_s) as ex:
+            assert "1" == ex.submit("line", "count").result(LIMIT_S)
+
+
 def test_sessions_live_in_one_program(pool: Callable[..., SnakepitExecutor]) -> None:
     """The state of the process is the session's."""
     with pool(2) as ex:
@@ -279,9 +357,19 @@ def test_a_program_that_is_not_there() -> None:
         ({"prompt": ""}, "prompt"),
         ({"encoding": "no-such"}, "no-such"),
         ({"encoding": 8}, "encoding"),
+        ({"encoding": "a\0"}, "no text encoding"),
+        ({"encoding": "hex"}, "'hex' is no text encoding"),
+        ({"encoding": "rot13"}, "'rot13' is no text encoding"),
+        ({"encoding": "undefined"}, "'undefined' is no text encoding"),
+        ({"encoding": "utf-16"}, "byte order mark"),
+        ({"encoding": "utf-8-sig"}, "byte order mark"),
+        ({"encoding": "ascii", "delimiter": "§"}, "delimiter: '§' cannot be written in 'ascii'"),
+        ({"encoding": "ascii", "prompt": "» "}, "prompt: '» ' cannot be written in 'ascii'"),
         ({"reply": "xml"}, "'line', 'json' or a callable"),
         ({"first_line_s": 0}, "> 0"),
         ({"first_line_s": float("nan")}, "> 0"),
+        ({"first_line_s": float("inf")}, "finite"),
+        ({"first_line_s": 10**400}, "finite"),
         ({"first_line_s": True}, "number of seconds"),
     ],
 )

@@ -141,6 +141,13 @@ def test_bad_templates_are_refused(argv: Any, words: str) -> None:
         OneShotAdapter(argv)
 
 
+@pytest.mark.parametrize("encoding", ["hex", "zip", "no-such", 8])
+def test_an_encoding_that_is_none_is_refused(encoding: Any) -> None:
+    """The constructor says so, not the first call."""
+    with pytest.raises((TypeError, ValueError), match=f"encoding.*{encoding!r}"):
+        OneShotAdapter(["cat"], encoding=encoding)
+
+
 def test_a_program_that_is_not_there() -> None:
     """The executor's constructor says so."""
     with pytest.raises(WorkerStartError, match="no program 'no-such-tool' in PATH"):
