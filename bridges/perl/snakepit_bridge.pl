@@ -130,7 +130,9 @@ my ($max_frame, $level, $started, $served) = ($DEFAULT_MAX_FRAME, 0, 0, 0);
 my ($worker_id, $worker_state, %sessions, %agreed) = ('unknown', {});
 my $handlers;                               # path of the handler file
 my $current;                                # INVARIANT: the Snakepit::Context whose handler runs, else undef
-my $parent = $$;
+my $owner = $$;                             # INVARIANT: the process of the stream; never that of a thread
+
+sub CLONE { $owner = 0 }                    # Perl calls it in a new thread, for its copies of all these
 
 sub worker_id     { $worker_id }
 sub worker_state  { $worker_state }
@@ -224,6 +226,7 @@ sub flush_held {
     my $data = $held;
     my $done = 0;
     $held = '';                             # first: a failure ends this process, which may have more to say
+    return if $$ != $owner;                 # these are copies of what the owner of the stream writes
     while ($done < length $data) {
         my $count = syswrite $replies_out, $data, length($data) - $done, $done;
         if   (defined $count) { $done += $count }
@@ -624,7 +627,7 @@ sub identity {
 # As Scalar::Util::blessed, which takes time to load.
 sub is_object { ref $_[0] && identity($_[0]) =~ /=/ }
 
-sub type_of { is_object($_[0]) ? ref $_[0] : 'Error' }
+sub type_of { is_object($_[0]) ? cap(ref $_[0]) : 'Error' }
 
 sub message_of {
     my ($error) = @_;
@@ -651,7 +654,8 @@ sub describe {
     );
     $report{traceback} = cap("$report{message}\n" . ($known ? $trace : ''));
     my $data = ref $error && type_of($error) eq 'Error' ? $error : field($error, 'data');
-    $report{data} = $data if defined $data && eval { encode_json($data, 'data'); 1 };
+    # Tried as deep as it will be: what cannot be sent of it must not hide the error itself.
+    $report{data} = $data if defined $data && eval { encode_json({ data => $data }, 'error'); 1 };
     my $cause = field($error, 'cause');
     $report{cause} = { type => type_of($cause), message => message_of($cause) } if defined $cause;
     return \%report;
@@ -731,7 +735,7 @@ sub log_message {
     my $body = eval { encode_json($fields, 'fields') }
         // encode_json({ encode_error => ref $@ ? $@->{message} : "$@" }, 'fields');
     $body = encode_json({ fields => cap("$fields") }, 'fields') if $body !~ /^\{/;
-    if ($started && $agreed{log} && $current && $ctx == $current) {
+    if ($started && $agreed{log} && $current && $ctx == $current && $$ == $owner) {
         my ($words, $grade) = map { encode_json(cap("$_"), 'log') } $message, $severity;
         my $frame = "{\"type\":\"log\",\"id\":$ctx->{id},\"level\":$grade,\"message\":$words,\"fields\":$body}";
         return write_frame($frame) if length $frame <= $max_frame;
@@ -861,7 +865,7 @@ sub run_handler {
         $ok = eval { $result = $code->($args, $ctx); 1 };
         $error = $@;
     }
-    exit($ok ? 0 : 1) if $$ != $parent;     # a child that the handler forked: the stream is its parent's alone
+    exit($ok ? 0 : 1) if $$ != $owner;      # a child that the handler forked: the stream is its parent's alone
     $current = undef;
     $@ = $error if !$ok;
     return ($ok, $result);
@@ -996,6 +1000,7 @@ sub load_handlers {
             $handlers = Cwd::getcwd() . "/$handlers";
         }
         -f $handlers or die "no handler file at $handlers\n";
+        open my $file, '<', $handlers or die "cannot read the handler file $handlers: $!\n";    # `do` would not say so
         unshift @INC, $handlers =~ s{/[^/]*\z}{}r;
         local ($@, $!);
         { package main; do $handlers }      # a file begins in the package of its caller

@@ -295,23 +295,45 @@ final class Stream
 
     private function writeAll(string $data, int $done = 0): void
     {
+        if (Bridge::isChild()) {
+            return; // it holds copies of what the parent writes
+        }
         $size = strlen($data);
         while ($done < $size) {
-            error_clear_last();
             // A pipe takes no more at a time, and a shorter piece is a shorter copy.
-            $count = @fwrite($this->out, $done === 0 && $size <= 2 * CHUNK_BYTES ? $data : substr($data, $done, CHUNK_BYTES));
-            if ($count === false || $count === 0) {
-                $error = error_get_last()['message'] ?? '';
-                if ($error !== '' && !str_contains($error, 'errno=11 ') && !str_contains($error, 'errno=35 ')) {
-                    Bridge::leave(0);
-                }
-                $none = null;
-                $writable = [$this->out];
-                @stream_select($none, $writable, $none, null);
-                continue;
-            }
-            $done += $count;
+            $done += $this->writeSome($done === 0 && $size <= 2 * CHUNK_BYTES ? $data : substr($data, $done, CHUNK_BYTES));
         }
+    }
+
+    /** Write a part, or wait until one can be written; end this process where no reply can be written any more. */
+    private function writeSome(string $data): int
+    {
+        try {
+            $count = @fwrite($this->out, $data);
+        } catch (Throwable $thrown) {
+            $count = false;
+        }
+        if ($count) {
+            return $count;
+        }
+        // Once more for the reason: an error handler of user code may have thrown it, or kept it to itself.
+        $reason = null;
+        set_error_handler(static function (int $level, string $message) use (&$reason): bool {
+            $reason = $message;
+            return true;
+        });
+        $count = fwrite($this->out, $data);
+        $isGone = $count === false && $reason !== null && !preg_match('/ errno=(?:4|11|35) /', $reason); // EINTR, EAGAIN
+        if (!$count && !$isGone) {
+            $none = null;
+            $writable = [$this->out];
+            stream_select($none, $writable, $none, null);
+        }
+        restore_error_handler();
+        if ($isGone) {
+            Bridge::leave(0);
+        }
+        return (int) $count;
     }
 }
 
@@ -341,22 +363,53 @@ final class Json
         if (json_last_error() !== JSON_ERROR_NONE) {
             throw new BadJson(json_last_error_msg());
         }
-        if (preg_match('/[:,\[]\s*+(?!true|false|null)(?i:true|false|null)/', $text)
-            && preg_match('/' . self::NOT_IN_TEXT . '\b(?!true|false|null)(?i:true|false|null)/s', $text)) {
+        if (self::occurs('/[:,\[]\s*+(?!true|false|null)(?i:true|false|null)/', $text)
+            && self::occurs('/' . self::NOT_IN_TEXT . '\b(?!true|false|null)(?i:true|false|null)/s', $text)) {
             throw new BadJson('true, false and null are lower case');
         }
-        $rounded = preg_match('/\d{19}|[eE]\+?\d{3}/', $text) && self::checkNumbers($text) ? self::findRounded($value, $text) : [];
-        if (preg_match('/\{\s*+\}|"(?:0|\\\\u0030)"\s*+:/', $text)) {
+        $rounded = self::occurs('/\d{19}|[eE]\+?\d{3}/', $text) && self::checkNumbers($text) ? self::findRounded($value, $text) : [];
+        if (self::occurs('/\{\s*+\}|"(?:0|\\\\u0030)"\s*+:/', $text)) {
             $value = self::decodeMarked($text);
         }
         return [$value, $rounded];
+    }
+
+    private static function occurs(string $pattern, string $text): bool
+    {
+        $found = preg_match($pattern, $text);
+        return ($found === false ? self::patiently(static fn () => preg_match($pattern, $text)) : $found) === 1;
+    }
+
+    /**
+     * The result of a search that may not end without one.
+     *
+     * PCRE gives up after a number of steps, which a long text may need more of where there is no JIT. The limits are
+     * for patterns of user code, and stay.
+     */
+    private static function patiently(Closure $search): mixed
+    {
+        $result = $search();
+        if (preg_last_error() !== PREG_NO_ERROR) {
+            $limit = ini_set('pcre.backtrack_limit', '2147483647');
+            $jit = ini_set('pcre.jit', '0'); // its stack is another limit
+            $result = $search();
+            ini_set('pcre.jit', $jit);
+            ini_set('pcre.backtrack_limit', $limit);
+            if (preg_last_error() !== PREG_NO_ERROR) {
+                throw new BadJson(preg_last_error_msg());
+            }
+        }
+        return $result;
     }
 
     /** Refuse numbers beyond a double's range; say whether an integer is beyond PHP's. */
     private static function checkNumbers(string $text): bool
     {
         $isRounded = false;
-        preg_match_all('/' . self::NOT_IN_TEXT . '-?\d[-+.\deE]*+/s', $text, $found);
+        $found = [];
+        self::patiently(static function () use ($text, &$found) {
+            preg_match_all('/' . self::NOT_IN_TEXT . '-?\d[-+.\deE]*+/s', $text, $found);
+        });
         foreach ($found[0] as $literal) {
             if (strpbrk($literal, '.eE') !== false) {
                 if (!is_finite((float) $literal)) {
@@ -395,14 +448,11 @@ final class Json
     {
         static $mark = null;
         $mark ??= bin2hex(random_bytes(16));
-        $marked = preg_replace_callback(
+        $marked = self::patiently(static fn () => preg_replace_callback(
             '/' . self::NOT_IN_TEXT . '\{(\s*+\})?/s',
             static fn (array $found): string => isset($found[1]) ? "{\"$mark\":0}" : "{\"$mark\":0,",
             $text
-        );
-        if ($marked === null) {
-            throw new BadJson(preg_last_error_msg());
-        }
+        ));
         return self::unmark(json_decode($marked, true, MAX_MESSAGE_DEPTH), $mark);
     }
 
@@ -762,6 +812,8 @@ final class Bridge
     private bool $loading = false;
     private ?Context $current = null;
     private float $startedAt;
+    /** That of each call, as PHP's settings and the handler file have left it. */
+    private string $timeLimit = '0';
     private string $workerId = 'unknown';
     private static ?self $instance = null;
     private static bool $leaving = false;
@@ -830,7 +882,7 @@ final class Bridge
     /** A handler called exit(), or PHP gave up: say so on stderr, with a status that is a crash. */
     private function afterEnd(): void
     {
-        if (self::$leaving || getmypid() !== self::$owner) {
+        if (self::$leaving || self::isChild()) {
             return;
         }
         ini_set('memory_limit', '-1');
@@ -1001,12 +1053,12 @@ final class Bridge
             try {
                 $result = $this->commands[$name]->call($itemArgs, $context);
             } catch (Throwable $error) {
-                $this->guardFork();
+                $this->afterCall();
                 $this->current = null;
                 $this->sendThrown($id, $index, $error);
                 continue;
             }
-            $this->guardFork();
+            $this->afterCall();
             $this->current = null;
             $this->sendResult($id, $index, $result);
         }
@@ -1015,11 +1067,20 @@ final class Bridge
         }
     }
 
-    /** After pcntl_fork() in a handler the stream belongs to the parent alone. */
-    private function guardFork(): void
+    /** Whether this process is one that a handler forked: the stream belongs to its parent alone. */
+    public static function isChild(): bool
     {
-        if (getmypid() !== self::$owner) {
+        return getmypid() !== self::$owner;
+    }
+
+    /** End a child that comes back from user code; undo a time limit that is not for the calls to come. */
+    private function afterCall(): void
+    {
+        if (self::isChild()) {
             self::leave(0);
+        }
+        if (ini_get('max_execution_time') !== '0') {
+            ini_set('max_execution_time', $this->timeLimit); // also begins it anew
         }
     }
 
@@ -1038,7 +1099,7 @@ final class Bridge
             $body = Json::dump(['encode_error' => $error->getMessage()]);
         }
         $message = Json::cap($message);
-        if ($this->started && $this->current === $context && isset($this->agreed['log'])) {
+        if ($this->started && $this->current === $context && isset($this->agreed['log']) && !self::isChild()) {
             $words = '"level":' . Json::dump($level) . ',"message":' . Json::dump($message);
             $frame = "{\"type\":\"log\",\"id\":{$context->requestId},$words,\"fields\":$body}";
             if (strlen($frame) <= $this->stream->maxFrame) {
@@ -1211,6 +1272,8 @@ final class Bridge
             $this->sendThrown($id, null, $error);
             self::leave(1);
         }
+        $this->timeLimit = ini_get('max_execution_time');
+        $this->afterCall();
         $this->current = null;
         $this->started = true;
         if ($offered) {

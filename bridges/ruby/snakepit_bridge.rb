@@ -164,7 +164,7 @@ module Snakepit
     # Keeps one frame, to write it with those that follow, at the latest at the next flush.
     def hold(payload)
       @held << [payload.bytesize].pack('N') << payload.b
-      flush if @held.bytesize > CHUNK_BYTES
+      flush if @held.bytesize > CHUNK_BYTES || in_child?
     end
 
     def flush
@@ -526,7 +526,7 @@ module Snakepit
       nil
     end
 
-    # Returns the Context of the running request; outside of one, a Context without a session.
+    # Returns the Context of the running request, in its threads too; outside of one, a Context without a session.
     def context
       Snakepit.runner.context
     end
@@ -564,6 +564,9 @@ module Snakepit
 
   # -------------------------------------------------------------------------------------------- the runner
 
+  # The threads of one item: a new thread joins the group of the one that starts it.
+  Scope = Class.new(ThreadGroup) { attr_accessor :request, :context }
+
   # INVARIANT: deadline is in monotonic seconds; problem is what is answered in place of running, or nil.
   Request = Struct.new(:id, :handler, :session, :deadline, :claim, :problem)
 
@@ -592,10 +595,9 @@ module Snakepit
       @count = 0
       @level = 0
       @agreed = []
-      @attachments = @log_agreed = @closing = false
-      # INVARIANT: the Request whose handler runs, or nil; @context belongs to it and exists once somebody asked.
-      @current = nil
-      @context = nil
+      @attachments = @log_agreed = false
+      # INVARIANT: the Request for which user code runs, and the Scope of its item, or nil.
+      @current = @scope = nil
       @commands = {
         'ping' => Builtin.new(method(:ping), [], 'Tell that the worker is well.'),
         'echo' => Builtin.new(method(:echo), [], 'Return the args as they came.'),
@@ -621,8 +623,13 @@ module Snakepit
       @commands[name] = handler
     end
 
+    # THREAD: any.  What a thread that outlives its request does may be for another one, if it belongs to a pool.
     def context
-      @context ||= Context.new(self, @current)
+      scope = Thread.current == Thread.main ? @scope : Thread.current.group
+      return Context.new(self, nil) unless scope.is_a?(Scope)
+      return scope.context ||= Context.new(self, scope.request) if scope.equal?(@scope)
+
+      raise ThreadError, 'the request that started this thread has ended; give the thread what `context` returns there'
     end
 
     # Serves until the request stream ends; returns the exit status.
@@ -654,8 +661,6 @@ module Snakepit
     rescue SystemCallError => e
       Snakepit.complain("cannot read requests: #{e.message}")
       2
-    ensure
-      @closing = true
     end
 
     # THREAD: any.
@@ -757,21 +762,25 @@ module Snakepit
     # Runs one item and replies.
     def answer(request, index, args)
       @count += 1
-      @context = nil
-      begin
-        raise request.problem if request.problem
+      raise request.problem if request.problem
 
-        @current = request
-        result = request.handler.call(args)
-        result = value_of(result) if Thread === result
-        body = Codec.encode(result, 'result', attachments = @attachments ? [] : nil)
-      rescue Exception => e # also what StandardError leaves out: the worker lives
-        @current = @context = nil
-        reply_error(request.id, index, e)
-      else
-        @current = @context = nil
-        reply(request.id, index, body, attachments)
-      end
+      enter(request)
+      result = request.handler.call(args)
+      result = value_of(result) if Thread === result
+      body = Codec.encode(result, 'result', attachments = @attachments ? [] : nil)
+    rescue Exception => e # also what StandardError leaves out: the worker lives
+      @current = @scope = nil
+      reply_error(request.id, index, e)
+    else
+      @current = @scope = nil
+      reply(request.id, index, body, attachments)
+    end
+
+    def enter(request)
+      @current = request
+      @scope = Scope.new
+      @scope.request = request
+      @scope.add(Thread.current) unless Thread.current.group.enclosed? # by user code, which gets no context in threads
     end
 
     # A handler may return a Thread: its value is the result.
@@ -833,12 +842,14 @@ module Snakepit
       begin
         protocol = is_ping ? negotiate(args['protocol']) : nil
         @worker_id = args['worker_id'] if is_ping && args.key?('worker_id')
+        @current = Request.new(id)
         load_handlers(is_ping ? args['start_args'] : nil)
       rescue Exception => e # a SyntaxError or an exit in the handler file, too
+        @current = nil
         reply_error(id, nil, e, place_of(e))
         return :failed
       end
-      @context = nil
+      @current = nil
       return :due unless protocol
 
       @count += 1
@@ -872,6 +883,7 @@ module Snakepit
         path = File.expand_path(@handlers)
         raise LoadError, "no handler file at #{path}" unless File.file?(path)
 
+        File.open(path) {} # raises the system's reason, which `load` does not tell
         load(path)
       end
       if @starters.empty? && !start_args.nil?
@@ -904,7 +916,8 @@ module Snakepit
         # RACE: 1. the host closes both pipes, or 2. it closes the requests and still reads replies.  In the first
         # case nobody waits for anything; in the second a reply on its way out gets a moment.
         @stream.output.wait(IO::PRIORITY, EOF_GRACE_S)
-        sleep(2) if @closing # arbitrary: at_exit blocks of user code, as long as the host's grace
+        # An idle main thread sees the end as well, and runs at_exit blocks of user code: in the host's 2 s of grace.
+        sleep(2 - EOF_GRACE_S) unless @current
         exit!(0)
       end
     end

@@ -125,3 +125,33 @@ def test_the_bridge_gives_no_warnings(perl: str, tmp_path: Path) -> None:
 
         assert 0 == worker.wait()
         assert "" == worker.stderr()
+
+
+def test_log_of_a_thread_goes_to_stderr(start: Callable[[str], Worker]) -> None:
+    """A thread of Perl has copies of all variables, the replies that wait to be written among them."""
+    code = """
+    command in_thread => sub {
+        my ($args, $ctx) = @_;
+        eval { require threads; 1 } or return 'no threads';
+        threads->create(sub { $ctx->log('in the thread') })->join;
+        return 'joined';
+    };
+    """
+    with start(code) as worker:
+        worker.start()
+        worker.send({"id": 1, "command": "in_thread", "batch": [{}, {}]})
+        replies = [worker.receive() for _ in range(2)]
+        if "no threads" == replies[0]["result"]:
+            pytest.skip("this Perl has no threads")
+
+        assert [(0, "joined"), (1, "joined")] == [(reply.get("index"), reply.get("result")) for reply in replies]
+        assert "[info] in the thread\n" * 2 == worker.stderr().replace("snakepit_bridge: ", "")
+
+
+def test_class_that_is_no_text_is_an_error_like_others(start: Callable[[str], Worker]) -> None:
+    """Its name becomes text; the worker lives."""
+    with start(r'command fail => sub { die bless { message => "no" }, "Odd\x{d800}" };') as worker:
+        worker.start()
+        error = worker.call(1, "fail")["error"]
+
+        assert ("no", "Odd\ufffd") == (error["message"], error["type"])

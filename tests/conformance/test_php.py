@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conformance.driver import Worker, answers, bridge_of, starter
+from conformance.driver import Worker, answers, bridge_of, frame, starter
 
 
 @pytest.fixture
@@ -205,3 +206,62 @@ def test_batch_with_a_claim_is_answered_item_by_item(start: Callable[[str], Work
         assert [(0, True), (1, False), (2, True)] == [(reply["index"], reply["success"]) for reply in replies]
         worker.send({"id": 2, "command": "id", "args": [1], "claim": True})
         assert {"type": "recalled", "id": 2} == worker.receive()
+
+
+def test_time_limit_of_a_call_ends_with_it(start: Callable[[str], Worker]) -> None:
+    """That of the handler file is for each call."""
+    text = """<?php
+    set_time_limit(%d);
+    command('limited', function (bool $fails) { set_time_limit(1); return $fails ? throw new Exception('no') : 1; });
+    command('limit', fn () => ini_get('max_execution_time'));
+    """
+    for limit in (0, 300):
+        with start(text % limit) as worker:
+            worker.start()
+
+            for fails in (False, True):
+                assert [str(limit)] == answers(worker, [("limited", {"fails": fails}), ("limit", None)])[1:]
+
+
+ERROR_HANDLERS = {
+    "keeps it": "return true;",
+    "throws": "throw new ErrorException($message, 0, $level, $file, $line);",
+}
+
+
+@pytest.mark.parametrize("case", ERROR_HANDLERS)
+def test_worker_ends_when_nobody_reads_its_replies(case: str, start: Callable[[str], Worker]) -> None:
+    """Also where an error handler of user code hears of it in the place of the bridge."""
+    text = f"""<?php
+    command('replace', function () {{
+        set_error_handler(function ($level, $message, $file, $line) {{ {ERROR_HANDLERS[case]} }});
+    }});
+    """
+    with start(text) as worker:
+        worker.start()
+        worker.call(1, "replace")
+
+        worker.close_replies()
+        worker.send({"id": 2, "command": "replace", "args": {}})
+
+        assert 0 == worker.wait()
+
+
+def test_long_texts_are_searched_to_their_end(require_runtime: Callable[[str], str], tmp_path: Path) -> None:
+    """Whatever PCRE's limit without its JIT, which stays as it is for the patterns of user code."""
+    require_runtime("php")
+    bridge = bridge_of("php")
+    options = ("-d", "pcre.jit=0", "-d", "pcre.backtrack_limit=500")
+    php = dataclasses.replace(bridge, argv=(bridge.argv[0], *options, *bridge.argv[1:]))
+    with starter(php, tmp_path)("<?php command('limit', fn () => ini_get('pcre.backtrack_limit'));") as worker:
+        worker.start()
+        replies = []
+        for value in (b"{}", b"12345678901234567890123", b"1e400"):
+            args = b'{"text":"%b","n":%b}' % (rb"\n" * 5_000, value)
+            worker.send_bytes(frame(b'{"id":1,"command":"echo","args":%b}' % args))
+            replies.append(worker.receive())
+
+        assert {} == replies[0]["result"]["echoed"]["n"]
+        assert replies[1]["error"]["message"].startswith("args/n: integer 12345678901234567890123 is beyond 2^63-1")
+        assert replies[2]["error"]["message"].startswith("bad frame: number 1e400 is out of range")
+        assert ["500"] == answers(worker, [("limit", None)])

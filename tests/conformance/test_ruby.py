@@ -281,3 +281,100 @@ def test_escapes_that_are_no_json_are_refused(case: str, ruby: Bridge) -> None:
         worker.send_bytes(frame(b'{"id":1,"command":"echo","args":[%b]}' % BAD_ESCAPES[case]))
 
         assert "BadFrame" == worker.receive()["error"]["type"]
+
+
+THREADS = """
+GATE = Queue.new
+SEEN = Queue.new
+ASKED = Queue.new
+# Of no request: it was there before any.
+Thread.new { loop { ASKED.pop; SEEN << [context.session_id, context.worker_id] } }
+
+def see
+  SEEN << yield
+rescue ThreadError => e
+  SEEN << e.message
+end
+
+command('within') do
+  inner = Thread.new { Thread.new { Fiber.new { context.state[:thread] = context.session_id }.resume }.join }
+  context.state[:fiber] = Fiber.new { context.session_id }.resume
+  context.state[:each] = Enumerator.new { |found| found << context.session_id }.next
+  inner.join
+  nil
+end
+command('returned') { Thread.new { context.session_id } }
+command('late') { Thread.new { GATE.pop; see { context.state[:leak] = context.session_id } }; nil }
+command('late with it') { mine = context; Thread.new { GATE.pop; see { mine.state[:own] = mine.session_id } }; nil }
+command('open') { GATE << 1; SEEN.pop }
+command('ask') { ASKED << 1; SEEN.pop }
+command('state') { context.state }
+"""
+
+
+def test_threads_of_a_request_have_its_context_and_no_other(start: Callable[[str], Worker]) -> None:
+    """While it runs, however deep; a thread that outlives it has no context but the one that it was given."""
+    with start(THREADS) as worker:
+        worker.start()
+
+        def call(command: str, session: str) -> Any:
+            return worker.call(1, command, session=session)["result"]
+
+        for session in ("A", "B"):
+            assert call("within", session) is None
+            assert {"thread": session, "fiber": session, "each": session} == call("state", session)
+            assert session == call("returned", session)
+
+        assert [None, "w1"] == call("ask", "A")
+        assert [None] * 2 == [call(command, "A") for command in ("late", "late with it")]
+        ended, own = sorted((call("open", "B"), call("open", "B")), key=len, reverse=True)
+        assert ended.startswith("the request that started this thread has ended; give the thread what `context`")
+        assert "A" == own
+        assert "own" in call("state", "A")
+        assert {"thread": "B", "fiber": "B", "each": "B"} == call("state", "B")
+
+
+def test_threads_of_an_enclosed_group_have_a_context_without_session(start: Callable[[str], Worker]) -> None:
+    """Nothing can be added to such a group, or taken from it; the handler itself misses nothing."""
+    text = """
+    ThreadGroup::Default.enclose
+    command('ids') { [context.session_id, Thread.new { context.session_id }.value] }
+    """
+    with start(text) as worker:
+        worker.start()
+
+        assert ["A", None] == worker.call(1, "ids", session="A")["result"]
+
+
+ENDS = {"an exit block": ("warn 'the end'", "the end\n"), "an exit block without end": ("Queue.new.pop", "")}
+
+
+@pytest.mark.parametrize("case", ENDS)
+def test_idle_worker_ends_by_itself_when_both_pipes_close(case: str, start: Callable[[str], Worker]) -> None:
+    """The thread that watches the pipes gives the main thread time, also if it looks first; but not for ever."""
+    block, expected = ENDS[case]
+    text = f"""
+    WAITS = Queue.new
+    # Holds the main thread at the end of the requests until the watching thread has begun to wait for it.
+    class Snakepit::Runner
+      def sleep(seconds)
+        WAITS << 1
+        super
+      end
+    end
+    Snakepit.runner.stream.input.define_singleton_method(:readpartial) do |*args|
+      super(*args)
+    rescue EOFError
+      WAITS.pop
+      raise
+    end
+    at_exit {{ {block} }}
+    """
+    with start(text) as worker:
+        worker.start()
+
+        worker.close_replies()
+        worker.close_requests()
+
+        assert 0 == worker.wait()
+        assert expected == worker.stderr()
