@@ -10,9 +10,13 @@ import time
 from enum import Enum
 from typing import Final
 
-__all__ = ("INHERIT", "Inherit", "check_timeout", "monotonic_s", "pick_timeout")
+__all__ = ("INHERIT", "LONGEST_WAIT_S", "Inherit", "check_timeout", "monotonic_s", "pick_timeout")
 
 monotonic_s = time.monotonic
+
+LONGEST_WAIT_S = 86400.0
+"""Most seconds that a thread of the pool asks the system to wait; whoever wakes early looks at the clock and waits
+again.  The system takes milliseconds in 31 bits: 24.8 days, and no infinity."""
 
 
 class Inherit(Enum):

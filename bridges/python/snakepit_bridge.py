@@ -1644,7 +1644,8 @@ def apply_preparation(data):
     """Become the process that the host's preparation data describe; the host's __main__ is not imported."""
     sys.path[:] = data["sys_path"]
     sys.argv = data["sys_argv"]
-    os.chdir(data["dir"])
+    if "dir" in data:
+        os.chdir(data["dir"])
 
     def name_process(module):
         current = module.current_process()

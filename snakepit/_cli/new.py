@@ -34,7 +34,9 @@ def write_project(console: Console, kind: str, folder: str) -> int:
     """
     target = Path(folder)
     template = TEMPLATES / kind
-    sources = {str(path.relative_to(template)): path for path in sorted(template.rglob("*")) if path.is_file()}
+    # An installer compiles what it installs, templates too.
+    files = (path for path in sorted(template.rglob("*")) if path.is_file() and path.parent.name != "__pycache__")
+    sources = {str(path.relative_to(template)): path for path in files}
     sources |= {name: bridge_path(bridge) for name, bridge in BRIDGES.get(kind, {}).items()}
     there = [name for name in sources if (target / name).exists()]
     if there:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import time
+import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -122,6 +123,12 @@ class Suite:
         except OSError as error:
             gone = Finding(f"the bridge cannot be started any more: {error}")
             return Outcome(case, "failed", finding=gone, seconds=time.monotonic() - began)
+        except (LookupError, TypeError, AttributeError) as error:
+            # Cases take replies apart as the protocol has them; a mistake in a case looks the same.
+            line = traceback.extract_tb(error.__traceback__)[-1].line
+            what = f"a reply has another form than the case needs: {type(error).__name__}: {error}"
+            other = Finding(what, hint=f"the case reads it so: {line}")
+            return Outcome(case, "failed", finding=other, seconds=time.monotonic() - began)
         return Outcome(case, "passed", seconds=time.monotonic() - began)
 
     def run_all(self, cases: Sequence[Case]) -> Iterator[Outcome]:

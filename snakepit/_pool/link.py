@@ -54,6 +54,9 @@ _SPARE_REPLIES = 100
 _BYTES_PER_TURN = 1 << 20
 """Bytes read before the other workers get their turn.  Arbitrary."""
 
+_LONGEST_DEADLINE_S = 1e9
+"""Tells a worker "never" in a number that every language reads exactly."""
+
 _PING = encode_command("ping", {}, session_id=None, max_frame_bytes=65536, max_message_bytes=65536)
 
 
@@ -191,7 +194,7 @@ class Link:
 
     @staticmethod
     def _deadline_ms(request: Request) -> int | None:
-        return None if request.timeout_s is None else max(1, int(request.timeout_s * 1000))
+        return None if request.timeout_s is None else max(1, int(min(request.timeout_s, _LONGEST_DEADLINE_S) * 1000))
 
     def end_session(self, session_id: str) -> None:
         """Tell the worker to drop a session's state."""

@@ -11,6 +11,8 @@ import select
 import selectors
 from typing import Generic, Protocol, TypeVar
 
+from .._clock import LONGEST_WAIT_S
+
 __all__ = ("Poller", "make_poller")
 
 T = TypeVar("T")
@@ -88,7 +90,7 @@ class _Epoll(Generic[T]):
 
     def poll(self, timeout_s: float | None) -> list[tuple[T, bool]]:
         # Rounded up to a millisecond: waking early would only mean to wait again.
-        limit_s = -1 if timeout_s is None else math.ceil(timeout_s * 1000) / 1000
+        limit_s = -1 if timeout_s is None else math.ceil(min(timeout_s, LONGEST_WAIT_S) * 1000) / 1000
         owners = self._owners
         return [owners[fd] for fd, _ in self._epoll.poll(limit_s) if fd in owners]
 
@@ -122,7 +124,8 @@ class _Selector(Generic[T]):
             return
 
     def poll(self, timeout_s: float | None) -> list[tuple[T, bool]]:
-        return [key.data for key, _ in self._selector.select(timeout_s)]
+        limit_s = None if timeout_s is None else min(timeout_s, LONGEST_WAIT_S)
+        return [key.data for key, _ in self._selector.select(limit_s)]
 
     def close(self) -> None:
         self._selector.close()

@@ -19,7 +19,7 @@ import attrs
 from . import held_fds as _held_fds
 from .process import ChannelFds, ChildProcess, reap_abandoned
 
-__all__ = ("SpawnSpec", "find_setpriv", "start_process")
+__all__ = ("SpawnSpec", "find_setpriv", "probe_setpriv", "start_process")
 
 USE_PIDFD = True
 """Tests turn this off to force the code for systems without pidfds."""
@@ -127,7 +127,8 @@ def _find_program(name: str, env: Mapping[str, str], cwd: str | None) -> str:
         PermissionError: A file that cannot be run; raised here.
     """
     if os.sep in name:
-        path = os.path.join(cwd or os.getcwd(), name)
+        # Asked for only where it matters: the host's own directory may have been removed.
+        path = name if os.path.isabs(name) else os.path.join(cwd or os.getcwd(), name)
         os.stat(path)
         if os.path.isdir(path) or not os.access(path, os.X_OK):
             raise PermissionError(errno.EACCES, "Not an executable file", path)
@@ -138,9 +139,21 @@ def _find_program(name: str, env: Mapping[str, str], cwd: str | None) -> str:
     return os.path.abspath(found)
 
 
-@functools.lru_cache(maxsize=1)
 def find_setpriv() -> str | None:
     """Return a ``setpriv`` that knows the parent-death signal (util-linux >= 2.33, not busybox), or None."""
+    try:
+        return probe_setpriv()
+    except OSError:
+        return None
+
+
+@functools.lru_cache(maxsize=1)
+def probe_setpriv() -> str | None:
+    """Return the same, as it was found the first time.
+
+    Raises:
+        OSError: It cannot be tried now, for want of descriptors for one; raised here, and not remembered.
+    """
     path = shutil.which("setpriv") if sys.platform == "linux" else None
     if path is None:
         return None
@@ -153,7 +166,8 @@ def find_setpriv() -> str | None:
             timeout=5,
             check=False,
         )
-    except (OSError, subprocess.SubprocessError):
+    except subprocess.TimeoutExpired:
+        # Remembered: the next one might delay each start as long.
         return None
     return path if probe.returncode == 0 else None
 

@@ -21,7 +21,7 @@ from collections.abc import Callable
 
 import attrs
 
-from .._clock import monotonic_s
+from .._clock import LONGEST_WAIT_S, monotonic_s
 from .._inbox import Inbox
 from .custody import Custody, SpawnFactory
 from .guardian import GUARDIAN
@@ -200,7 +200,7 @@ class Watchdog:
                     break
                 due_at = min(self._custody.next_due(), self._rss_due, self._guardian_due)
                 wait_s = max(due_at - self._clock(), 0)
-            for key, _ in self._selector.select(None if wait_s == math.inf else wait_s):
+            for key, _ in self._selector.select(None if wait_s == math.inf else min(wait_s, LONGEST_WAIT_S)):
                 key.data()
         self._custody.stderr.flush()
 

@@ -25,7 +25,7 @@ import threading
 import weakref
 from collections import ChainMap
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from types import BuiltinFunctionType, FunctionType
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -374,10 +374,11 @@ def _preparation_data(spawning: _Spawning) -> dict[str, Any]:
             "authkey": bytes(process.current_process().authkey),
             "sys_path": [entry or origin for entry in sys.path],
             "sys_argv": list(sys.argv),
-            "dir": os.getcwd(),
             "orig_dir": origin,
             "log_to_stderr": util._log_to_stderr,  # type: ignore[attr-defined]  # undocumented
         }
+        with suppress(FileNotFoundError):  # removed: the worker is there already
+            data["dir"] = os.getcwd()
         logger = util._logger  # type: ignore[attr-defined]  # undocumented
         if logger is not None:
             data["log_level"] = logger.getEffectiveLevel()

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import compileall
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+from snakepit._cli import new as _new
 from snakepit._cli.new import KINDS
 
 LIMIT_S = 60.0
@@ -41,6 +45,19 @@ def run(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
 def snakepit(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     """Run ``python -m snakepit`` in a folder."""
     return run(folder, sys.executable, "-m", "snakepit", *words)
+
+
+def test_a_new_project_has_nothing_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An installer compiles the templates; what it made stays there."""
+    templates = tmp_path / "templates"
+    shutil.copytree(_new.TEMPLATES, templates, ignore=shutil.ignore_patterns("__pycache__"))
+    assert compileall.compile_dir(templates, quiet=1)
+    monkeypatch.setattr(_new, "TEMPLATES", templates)
+
+    _new.write_project(Console(quiet=True), "bridge", str(tmp_path / "project"))
+
+    assert list(templates.rglob("*.pyc"))
+    assert [] == list((tmp_path / "project").rglob("__pycache__"))
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from snakepit._supervision import held_fds as _held_fds
 from snakepit._supervision import spawn as _spawn
 from snakepit._supervision.process import ChildProcess, ExitStatus
 from snakepit._supervision.procfs import process_table
-from snakepit._supervision.spawn import SpawnSpec, find_setpriv, start_process
+from snakepit._supervision.spawn import SpawnSpec, find_setpriv, probe_setpriv, start_process
 from snakepit.errors import InternalError
 
 from leaks import wait_until
@@ -297,12 +298,28 @@ def test_busybox_like_setpriv_is_not_used(monkeypatch: pytest.MonkeyPatch, tmp_p
     fake.write_text("#!/bin/sh\nexit 1\n")
     fake.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    find_setpriv.cache_clear()
+    probe_setpriv.cache_clear()
 
     found = find_setpriv()
 
-    find_setpriv.cache_clear()
+    probe_setpriv.cache_clear()
     assert found is None
+
+
+def test_setpriv_is_looked_for_again_after_a_passing_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A host that has no descriptor to spare at its first start has the parent-death signal later."""
+    probe_setpriv.cache_clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(subprocess, "run", _out_of_descriptors)
+        short = find_setpriv()
+
+    later = find_setpriv()
+
+    assert (None, shutil.which("setpriv")) == (short, later)
+
+
+def _out_of_descriptors(*_: object, **__: object) -> None:
+    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
 
 def test_descriptors_can_be_released_once() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import math
 import os
 import queue
 import select
@@ -201,12 +202,14 @@ def test_condemning_again_only_shortens(pool: Pool) -> None:
     assert signal.SIGTERM == pool.next(Exited).signal
 
 
-def test_kill_is_at_once(make_pool: Callable[..., Pool]) -> None:
-    """kill sends KILL without TERM, also after a condemnation."""
-    pool = make_pool(kill_grace_s=3600)
-    pool.spawn("w1", sh("trap '' TERM; echo ready; while :; do sleep 0.01; done"))
+@pytest.mark.parametrize("grace_s", [3600.0, 30 * 86400.0, math.inf])
+def test_kill_is_at_once(make_pool: Callable[..., Pool], grace_s: float) -> None:
+    """kill sends KILL without TERM, also after a condemnation, however long that was to take."""
+    pool = make_pool(kill_grace_s=grace_s)
+    pool.spawn("w1", sh("trap 'echo TERM' TERM; echo ready; while :; do sleep 0.01; done"))
     pool.line("w1")
     pool.watchdog.condemn("w1", grace_s=0)
+    assert "TERM" == pool.line("w1")
 
     pool.watchdog.kill("w1")
 
