@@ -74,10 +74,10 @@ def run_commands(
     if not isinstance(commands, dict):
         return _tell(f"this worker announces its commands as {show(commands)}, not as an object of them")
     if as_schema:
-        write_json({name: schema_of(name, told) for name, told in commands.items()}, indent=2)
+        write_json(sys.stdout, {name: schema_of(name, told) for name, told in commands.items()}, indent=2)
     elif as_json:
         keys = ("language", "runtime", "bridge", "capabilities", "commands")
-        write_json({key: announced.get(key) for key in keys}, indent=2)
+        write_json(sys.stdout, {key: announced.get(key) for key in keys}, indent=2)
     else:
         names = [str(announced[key]) for key in ("language", "runtime") if announced.get(key)]
         console.print(" ".join(names) or "a worker that does not name its language", soft_wrap=True)

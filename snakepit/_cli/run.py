@@ -142,7 +142,7 @@ def _call(
             if number < count:
                 submit()
             if len(pending) > (workers - 1 if number < count else 0):
-                write_json(pending.popleft().result(), indent, _bytes_as_base64)
+                write_json(sys.stdout, pending.popleft().result(), indent, _bytes_as_base64)
                 printed += 1
     finally:
         elapsed_s = time.perf_counter() - began_at

@@ -10,7 +10,7 @@ import re
 import sys
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, TextIO
+from typing import IO, Any, TextIO
 
 from rich import box
 from rich.console import Console
@@ -63,11 +63,13 @@ def make_table(console: Console, *columns: str, title: str | None = None) -> Tab
     return table
 
 
-def write_json(value: object, indent: int | None = None, default: Callable[[Any], Any] | None = None) -> None:
-    """Write a value to stdout as a line of JSON, or several; no control character of it reaches a terminal."""
-    is_unicode = (sys.stdout.encoding or "").lower().startswith("utf")
+def write_json(
+    file: IO[str], value: object, indent: int | None = None, default: Callable[[Any], Any] | None = None
+) -> None:
+    """Write a value as a line of JSON, or several; no control character of it reaches a terminal."""
+    is_unicode = (getattr(file, "encoding", None) or "").lower().startswith("utf")
     text = json.dumps(value, indent=indent, ensure_ascii=not is_unicode, default=default)
-    sys.stdout.write(_UNFIT.sub(lambda found: f"\\u{ord(found[0]):04x}", text) + "\n")
+    file.write(_UNFIT.sub(lambda found: f"\\u{ord(found[0]):04x}", text) + "\n")
 
 
 def complain(error: BaseException, *more: str | None) -> None:
