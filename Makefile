@@ -1,4 +1,6 @@
-# Needs GNU make, Python >= 3.11 and Node >= 16; everything else is installed into .venv.
+# Needs GNU make, Python >= 3.11 and Node >= 16.  What is needed of Python is installed into .venv.  `make test` (by
+# `make runtimes`) also installs the languages and programs that are missing, system-wide: with apt-get, as root or by
+# `sudo -n`, or with brew; and with npm and pip what the examples use, below build/.
 # Another interpreter: make test PYTHON=/path/to/python3.12
 
 .DELETE_ON_ERROR:

@@ -6,8 +6,9 @@ Pure; used on any thread.  A terminal obeys control characters, and a log takes 
 from __future__ import annotations
 
 import reprlib
+from collections.abc import Iterable
 
-__all__ = ("escape", "escape_text", "show")
+__all__ = ("escape", "escape_text", "show", "show_argv")
 
 _CONTROL = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0))}
 _CONTROL |= {0x2028: "\\u2028", 0x2029: "\\u2029"}
@@ -35,3 +36,8 @@ def show(value: object, limit: int = 200) -> str:
     just within the decoder's limit could not be walked again from a few calls further down the stack.
     """
     return _short.repr(value)[:limit]
+
+
+def show_argv(argv: Iterable[str], limit: int = 200) -> str:
+    """Return a command line for a message, each word to ``limit`` characters: one may hold a whole program."""
+    return " ".join(word if len(word) <= limit else f"{word[:limit]}... ({len(word)} characters)" for word in argv)

@@ -85,6 +85,7 @@ class CommandError(SnakepitError):
         remote_traceback: str | None = None,
         data: Any = None,
     ) -> None:
+        message = str(message)  # adapters write `raise InvalidArguments(error) from error`
         super().__init__(message)
         self.message = message
         self.code = self.default_code if code is None else code

@@ -17,6 +17,11 @@ from .adapters import CommandAdapter
 
 __all__ = ("FakeClock", "ScriptedAdapter", "ThreadSequencer", "conformance")
 
+WORD_BYTES = 100_000
+"""Linux takes no word of a command line beyond 131,071 bytes."""
+SCRIPT_BYTES = 512 * 1024
+"""What every system takes in one command line, with room for the environment: macOS allows 1 MiB, Linux mostly 2."""
+
 
 class FakeClock:
     """A clock that moves only when it is told to; call it for the time.
@@ -85,7 +90,7 @@ class ThreadSequencer:
 
 _PLAYER = """
 import json, os, struct, sys, time
-script = json.loads(sys.argv[1])
+script = json.loads("".join(sys.argv[1:]))
 def read(count):
     data = b""
     while len(data) < count:
@@ -136,15 +141,23 @@ class ScriptedAdapter(CommandAdapter):
             (written to the stream as it is, one byte a character).
 
     Raises:
-        TypeError, ValueError: A step without ``expect``, or one that JSON cannot carry; raised here.
+        TypeError, ValueError: A step without ``expect``, one that JSON cannot carry, or a script of more than 524,288
+            bytes of JSON (of ASCII); raised here.
     """
 
     def __init__(self, steps: Sequence[Mapping[str, JsonValue]]) -> None:
         for step in steps:
             if not isinstance(step, Mapping) or not isinstance(step.get("expect"), str):
-                raise TypeError(f"a step must be a mapping with 'expect': command, not {step!r}")
+                raise TypeError(f"a step must be a mapping with 'expect': command, not {step!r:.200}")
         script: list[dict[str, Any]] = [dict(step) for step in steps]
-        super().__init__([sys.executable, "-c", _PLAYER, json.dumps(script, allow_nan=False)])
+        text = json.dumps(script, allow_nan=False)
+        if len(text) > SCRIPT_BYTES:
+            raise ValueError(
+                f"a script of {len(text):,} bytes of JSON does not fit into a command line: at most {SCRIPT_BYTES:,};"
+                " for larger results write a handler file for PythonAdapter"
+            )
+        words = [text[at : at + WORD_BYTES] for at in range(0, len(text), WORD_BYTES)]
+        super().__init__([sys.executable, "-c", _PLAYER, *words])
 
 
 def conformance(

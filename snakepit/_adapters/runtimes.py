@@ -16,7 +16,7 @@ import attrs
 from .._programs import find_executable, find_in_path
 from ..errors import WorkerStartError
 
-__all__ = ("Runtime", "find_runtime")
+__all__ = ("Runtime", "find_runtime", "read_version")
 
 VERSION_LIMIT_S = 10.0
 """Arbitrary: a JVM on a cold disk takes seconds to tell its version."""
@@ -85,6 +85,17 @@ def find_runtime(
     return path
 
 
+def read_version(runtime: Runtime, told: str) -> str | None:
+    """Return the version in what a program told of itself: "" if there is none, None if it is another language's."""
+    if runtime.signature is not None:
+        said = re.search(runtime.signature, told, re.IGNORECASE | re.MULTILINE)
+        if said is None:
+            return None
+        told = told[said.end() :]
+    number = re.search(r"(?<![\w.])v?(\d+(?:\.\d+)*)", told)
+    return "" if number is None else number[1]
+
+
 def _directory(cwd: str | os.PathLike[str] | None) -> str | None:
     try:
         return os.path.abspath(cwd if cwd is not None else os.curdir)
@@ -102,23 +113,20 @@ def _check_version(
     told = _ask_version(path, runtime.version_args, cwd, dict(variables))
     if not re.search(r"\d", told):
         return  # its start will say what is wrong
-    if runtime.signature is not None:
-        said = re.search(runtime.signature, told, re.IGNORECASE | re.MULTILINE)
-        if said is None:
-            raise WorkerStartError(
-                f"{kind}: {path!r} is not {runtime.language}: asked for its version it said"
-                f" {told.strip().splitlines()[0]!r:.100}",
-                argv=(path,),
-            )
-        told = told[said.end() :]
-    number = re.search(r"(?<![\w.])v?(\d+(?:\.\d+)*)", told)
+    number = read_version(runtime, told)
     if number is None:
+        raise WorkerStartError(
+            f"{kind}: {path!r} is not {runtime.language}: asked for its version it said"
+            f" {told.strip().splitlines()[0]!r:.100}",
+            argv=(path,),
+        )
+    if not number:
         return
-    version = tuple(map(int, number[1].split(".")))
+    version = tuple(map(int, number.split(".")))
     if version[: len(runtime.minimum)] < runtime.minimum:
         wanted = ".".join(map(str, runtime.minimum))
         raise WorkerStartError(
-            f"{kind}: {path!r} is {runtime.language} {number[1]}, which is too old; {wanted} or newer is needed",
+            f"{kind}: {path!r} is {runtime.language} {number}, which is too old; {wanted} or newer is needed",
             argv=(path,),
         )
 

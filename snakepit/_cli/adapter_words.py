@@ -41,6 +41,8 @@ ALIASES: dict[str, type[ScriptAdapter]] = {
     "java": JavaAdapter,
 }
 _SUFFIXES = tuple(suffix for adapter in ALIASES.values() for suffix in adapter.suffixes)
+# So that a pointer below the text still points at the right place.
+_ONE_COLUMN = dict.fromkeys((*range(0x20), *range(0x7F, 0xA0), 0x2028, 0x2029), " ")
 
 
 def make_adapter(text: str, handlers: str | None, level: str | None, start_args: JsonValue = None) -> Adapter:
@@ -88,9 +90,10 @@ def parse_json(text: str) -> JsonValue:
         value: JsonValue = json.loads(text, parse_constant=_refuse_constant)
         return value
     except json.JSONDecodeError as error:
-        line = text.splitlines()[error.lineno - 1] if text.strip() else ""
+        line = text.split("\n")[error.lineno - 1]  # as the decoder counts lines
         start = max(0, error.colno - 40)
-        pointer = f"\n  {line[start : start + 72]}\n  {' ' * (error.colno - 1 - start)}^" if line else ""
+        shown = line[start : start + 72].translate(_ONE_COLUMN)
+        pointer = f"\n  {shown}\n  {' ' * (error.colno - 1 - start)}^" if line.strip() else ""
         where = f"line {error.lineno}, column {error.colno}"
         raise click.UsageError(f"JSON: {error.msg} at {where} (mind the shell's quotes){pointer}") from None
     except (ValueError, RecursionError) as error:

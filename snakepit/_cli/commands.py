@@ -165,7 +165,8 @@ def commands(adapter: str, **options: Any) -> int:
     """Start a worker and list its commands, their parameters and their descriptions.
 
     ADAPTER is as in "snakepit run".  Types are shown where the language tells them: Python from
-    annotations, Java and Go from their own.  The exit status is 0, or 3 if no worker could start.
+    annotations, Java and Go from their own.  The exit status is 0; 1 if the worker announces nothing, as at
+    level 0; 2 for a usage error; 3 if no worker could start.
     """
     from .describe import run_commands
 

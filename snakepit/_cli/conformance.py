@@ -5,7 +5,6 @@ Runs on the main thread; owns nothing.  What is tried, and what counts, is decid
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 
@@ -16,6 +15,7 @@ from .._conformance.finding import Finding
 from .._conformance.report import MARKS, describe_finding, describe_outcome, make_badge, make_record
 from .._conformance.runner import Outcome, Status, Suite, select_cases
 from .._conformance.survey import NoStartError, Survey, Target
+from .terminal import write_json
 
 __all__ = ("run_conformance",)
 
@@ -76,4 +76,4 @@ def _show(console: Console, outcome: Outcome) -> None:
 def _write(
     console: Console, argv: Sequence[str], level: int, survey: Survey | None, outcomes: Sequence[Outcome]
 ) -> None:
-    console.file.write(json.dumps(make_record(argv, level, survey, outcomes), indent=2, ensure_ascii=False) + "\n")
+    write_json(console.file, make_record(argv, level, survey, outcomes), indent=2)

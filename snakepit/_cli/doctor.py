@@ -22,6 +22,7 @@ from typing import Any
 import attrs
 from rich.console import Console
 
+from .._adapters.runtimes import read_version
 from .._supervision.guardian import GUARDIAN
 from .._supervision.spawn import find_setpriv
 from ..adapters import JavaScriptAdapter, PythonAdapter, ScriptAdapter
@@ -165,8 +166,8 @@ def find_pythons() -> list[str]:
 # Interpreters ----------------------------------------------------------------------------------------
 
 
-def _ask(argv: list[str]) -> tuple[str, str]:
-    """Return (what a program printed, "") or ("", why it cannot be used)."""
+def _ask(argv: list[str]) -> tuple[str, str, str]:
+    """Return (its stdout, its stderr, "") of a program, or ("", "", why it cannot be used)."""
     try:
         done = subprocess.run(
             argv,
@@ -178,18 +179,18 @@ def _ask(argv: list[str]) -> tuple[str, str]:
             check=False,
         )
     except subprocess.TimeoutExpired:
-        return "", f"no answer within {PROBE_LIMIT_S:.0f} s"
+        return "", "", f"no answer within {PROBE_LIMIT_S:.0f} s"
     except OSError as error:
-        return "", error.strerror or str(error)
+        return "", "", error.strerror or str(error)
     if done.returncode != 0:
         lines = (done.stderr or done.stdout).strip().splitlines()
-        return "", f"exit code {done.returncode}" + (f": {lines[0]}" if lines else "")
-    return (done.stdout.strip() or done.stderr.strip()), ""
+        return "", "", f"exit code {done.returncode}" + (f": {lines[0]}" if lines else "")
+    return done.stdout.strip(), done.stderr.strip(), ""
 
 
 def _probe_python(name: str, path: str) -> tuple[Finding, str | None]:
     """Return the finding, and the program that it is in truth, by which doubles are recognised."""
-    printed, problem = _ask([path, "-c", PYTHON_PROBE])
+    printed, _, problem = _ask([path, "-c", PYTHON_PROBE])
     lines = printed.splitlines()
     if problem or len(lines) != 2:
         detail = problem or f"printed {printed[:80]!r}"
@@ -222,19 +223,22 @@ def _probe_program(name: str) -> Finding:
         advice = "for JavaScriptAdapter: install Node 16 or newer and put it on PATH" if name == "node" else ""
         return Finding(name, None, "missing", advice=advice)
     name = os.path.basename(path)
-    printed, problem = _ask([path, *(OTHERS[name] if kind is None else kind.runtime.version_args)])
+    printed, complained, problem = _ask([path, *(OTHERS[name] if kind is None else kind.runtime.version_args)])
     if problem:
         advice = f"{path} does not run ({problem}): reinstall it, or put another one before it on PATH"
         return Finding(name, path, "does not run", detail=problem, advice=advice if name == "node" else "")
-    match = re.search(r"\d+(\.\d+)+", printed)
-    number = match.group() if match else printed.splitlines()[0][:40] if printed else "?"
+    told = f"{printed}\n{complained}".strip()
+    first = told.partition("\n")[0][:40] or "?"
     if kind is None:
-        return Finding(
-            name, path, "no bridge", number, "any program that speaks the frame protocol: CommandAdapter"
-        )
-    parts = tuple(int(part) for part in re.findall(r"\d+", number))
+        match = re.search(r"\d+(\.\d+)+", told)
+        said = match.group() if match else first
+        return Finding(name, path, "no bridge", said, "any program that speaks the frame protocol: CommandAdapter")
+    number = read_version(kind.runtime, told)
+    if not number:
+        return Finding(name, path, "fails", first)  # its start will say more
+    parts = tuple(map(int, number.split(".")))
     oldest = ".".join(map(str, kind.runtime.minimum))
-    if parts < kind.runtime.minimum:
+    if parts[: len(kind.runtime.minimum)] < kind.runtime.minimum:
         better = f"install {kind.runtime.language} {oldest} or newer"
         advice = f"{name} {number} at {path} is too old for {kind.__name__}: {better}"
         return Finding(name, path, "too old", number, f"workers need {oldest} or newer", advice=advice)
@@ -375,6 +379,6 @@ def _show(console: Console, found: Examination) -> None:
     facts.add_row("dependencies", names)
     console.print(facts)
     for step in found.next_steps:
-        console.print(f"- {step}", soft_wrap=True, markup=False)
+        console.print(f"- {step}", soft_wrap=True)
     verdict = "workers of this Python work" if found.ok else "WORKERS OF THIS PYTHON DO NOT WORK"
     console.print(verdict, style="green" if found.ok else "bold red")

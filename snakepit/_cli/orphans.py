@@ -119,7 +119,7 @@ def _show(console: Console, title: str, orphans: Sequence[dict[str, Any]]) -> No
 
 def _conclude(console: Console, found: Sweep, kill: bool) -> None:
     for problem in found.problems:
-        console.print(f"- not looked at: {problem}", soft_wrap=True, markup=False)
+        console.print(f"- not looked at: {problem}", soft_wrap=True)
     if found.left and not kill:
         console.print("snakepit doctor --kill-orphans ends them; so does the next start of a pool")
     elif not found.left and not found.problems:

@@ -6,7 +6,6 @@ Runs on the main thread; owns the one pool while it lives.
 from __future__ import annotations
 
 import base64
-import json
 import logging
 import statistics
 import sys
@@ -16,12 +15,14 @@ from typing import Any
 
 import click
 
+from .._pool.calls import check_session_id
 from .._pool.future import SnakepitFuture
 from .._wire.values import JsonValue
 from ..config import PoolConfig
 from ..errors import CommandTimeout, EncodeError, PoolBroken, SnakepitError, WorkerDied, WorkerStartError
 from ..executor import SnakepitExecutor
 from .adapter_words import make_adapter, parse_json
+from .terminal import complain, write_json
 
 __all__ = ("run_command",)
 
@@ -29,6 +30,8 @@ FAILED = 1
 NOT_STARTED = 3
 TIMED_OUT = 124
 """As ``timeout`` of the coreutils."""
+
+
 def run_command(
     adapter_text: str,
     command: str,
@@ -64,10 +67,14 @@ def run_command(
     Raises:
         click.UsageError: Bad input; raised here.
     """
+    if not command:
+        raise click.UsageError("COMMAND must not be empty")
     args = parse_args(args_text)
     if verbose:
         logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(name)s: %(message)s")
     try:
+        if session is not None:
+            check_session_id(session)
         adapter = make_adapter(adapter_text, handlers, level, parse_json(start_args))
         # One failed start is enough: nobody waits here for a worker to recover, nor long after Ctrl-C.
         config = PoolConfig(restart_budget=1, shutdown_grace_s=0.5)
@@ -94,9 +101,17 @@ def parse_args(text: str) -> JsonValue:
     """Return the JSON value of an argument, or of what stdin has for "-".
 
     Raises:
-        click.UsageError: Not JSON; the message says where; raised here.
+        click.UsageError: Not JSON; the message says where; or stdin cannot be read; raised here.
     """
-    return parse_json(sys.stdin.read() if text == "-" else text)
+    if text != "-":
+        return parse_json(text)
+    if sys.stdin is None:
+        raise click.UsageError('JSON: "-" means stdin, and stdin is closed')
+    try:
+        text = sys.stdin.read()
+    except (OSError, UnicodeDecodeError) as error:
+        raise click.UsageError(f"JSON: stdin cannot be read: {error}") from None
+    return parse_json(text)
 
 
 def _call(
@@ -127,7 +142,7 @@ def _call(
             if number < count:
                 submit()
             if len(pending) > (workers - 1 if number < count else 0):
-                _print(pending.popleft().result(), indent)
+                write_json(sys.stdout, pending.popleft().result(), indent, _bytes_as_base64)
                 printed += 1
     finally:
         elapsed_s = time.perf_counter() - began_at
@@ -136,12 +151,6 @@ def _call(
         if repeat is not None:
             _print_times(printed, taken_s, elapsed_s)
     return 0
-
-
-def _print(value: Any, indent: int | None) -> None:
-    is_unicode = (sys.stdout.encoding or "").lower().startswith("utf")
-    text = json.dumps(value, indent=indent, ensure_ascii=not is_unicode, default=_bytes_as_base64)
-    sys.stdout.write(text + "\n")
 
 
 def _bytes_as_base64(value: Any) -> Any:
@@ -165,19 +174,9 @@ def _print_times(count: int, taken_s: list[float], elapsed_s: float) -> None:
 
 def _complain(error: BaseException, status: int, verbose: bool) -> int:
     """Print an error to stderr and return the exit status."""
-    print(f"snakepit: {type(error).__name__}: {error}", file=sys.stderr)
-    if (
-        isinstance(error, (WorkerDied, WorkerStartError))
-        and error.stderr_tail
-        and error.stderr_tail not in str(error)
-    ):
-        print(error.stderr_tail.rstrip(), file=sys.stderr)
-    if verbose:
-        cause: BaseException | None = error
-        while cause is not None:
-            trace = getattr(cause, "remote_traceback", None)
-            if trace:
-                print(trace.rstrip(), file=sys.stderr)
-                break
-            cause = cause.__cause__
+    tail = error.stderr_tail if isinstance(error, (WorkerDied, WorkerStartError)) else ""
+    cause: BaseException | None = error if verbose else None
+    while cause is not None and not getattr(cause, "remote_traceback", None):
+        cause = cause.__cause__
+    complain(error, tail if tail not in str(error) else None, getattr(cause, "remote_traceback", None))
     return status

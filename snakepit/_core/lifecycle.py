@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import signal as signals
 
+from .._text import show_argv
 from ..errors import CommandTimeout, InternalError, ProtocolError, WorkerDied, WorkerStartError
 from .board import Board
 from .dispatcher import Dispatcher
@@ -318,7 +319,7 @@ class Lifecycle(Upkeep):
                 what += f" (it ended with {describe_exit(code, signal)})"
         argv: tuple[str, ...] = worker.argv or getattr(cause, "argv", ())
         if argv:
-            what += f"; command line: {' '.join(argv)}"
+            what += f"; command line: {show_argv(argv)}"
         if worker.limits:
             what += f"; it had the limits {worker.limits}, and one too small keeps a program from starting"
         tail_of = event.stderr_tail

@@ -9,6 +9,7 @@ from .._core import model as m
 from .._core.model import Worker
 from .._core.restarts import RestartPolicy
 from .._supervision import reports as r
+from .._text import show_argv
 from ..errors import WorkerStartError
 from .quiet import QuietLogger
 
@@ -19,7 +20,7 @@ _log = QuietLogger("snakepit.pool")
 
 def refused_start(argv: tuple[str, ...], reason: BaseException) -> WorkerStartError:
     """Return what a start failed with for which the system made no process."""
-    error = WorkerStartError(f"{' '.join(argv)}: {reason}", argv=argv)
+    error = WorkerStartError(f"{show_argv(argv)}: {reason}", argv=argv)
     error.__cause__ = reason
     return error
 

@@ -21,6 +21,7 @@ from snakepit._bridges import bridge_path
 from gates import DIRECTORY, Gate
 
 LIMIT_S = 60
+FULL = pytest.mark.skipif(not os.path.exists("/dev/full"), reason="the system has no /dev/full")
 SUBCOMMANDS = ["bench", "commands", "conformance", "demo", "doctor", "new", "run"]
 # A shell that runs the tests in the background has made SIGINT ignored, and children inherit that.
 INTERRUPTIBLE = """
@@ -182,6 +183,54 @@ def test_reader_that_has_gone_is_no_error(words: list[str], tmp_path: Path) -> N
     assert (141, "") == (done.returncode, done.stderr)
 
 
+@pytest.mark.parametrize(
+    "words", [["doctor"], ["commands", "python"], ["run", "python", "ping"], ["--version"]], ids=" ".join
+)
+@FULL
+def test_output_that_cannot_be_written(words: list[str], tmp_path: Path) -> None:
+    """A full disk is status 1 and the reason, without a traceback."""
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "snakepit", *words],
+            cwd=tmp_path,
+            env={**os.environ, "PATH": str(tmp_path)},
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=LIMIT_S,
+            check=False,
+        )
+
+    expected = "snakepit: the output cannot be written: No space left on device\n"
+    assert (1, expected) == (done.returncode, done.stderr)
+
+
+@pytest.mark.parametrize(
+    ("closed", "status", "out", "err"),
+    [
+        (">&-", 1, "", "snakepit: stdout is closed; for no output: >/dev/null\n"),
+        ("2>&-", 1, "", ""),
+        (">&- 2>&-", 1, "", ""),
+        pytest.param("2>/dev/full", 1, "", "", marks=FULL),
+        pytest.param(">/dev/full 2>/dev/full", 1, "", "", marks=FULL),
+    ],
+)
+def test_closed_streams(tmp_path: Path, closed: str, status: int, out: str, err: str) -> None:
+    """Without stdout nothing is begun; without stderr what belongs there is not told on stdout."""
+    command = shlex.join([sys.executable, "-m", "snakepit", "run", "python", "nope"])
+
+    done = subprocess.run(
+        ["sh", "-c", f"{command} {closed}"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_S,
+        check=False,
+    )
+
+    assert (status, out, err) == outcome(done)
+
+
 # run -------------------------------------------------------------------------------------------------
 
 
@@ -219,6 +268,47 @@ def test_run_reads_json_from_stdin(run: Run) -> None:
     done = run("run", "python", "echo", "-", text='{"from": "stdin"}')
 
     assert {"from": "stdin"} == json.loads(done.stdout)["echoed"]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('{"a": 1,\n', "line 2, column 1"),
+        ("", "line 1, column 1"),
+        ("\n \n", "line 3, column 1"),
+        # Only a line feed ends a line of JSON; the pointer stays below the place.
+        ('{"a": "\x0b"}', "Invalid control character .* line 1, column 8 .*\n" + r'  \{"a": " "\}' + "\n {9}\\^"),
+        ('{"\x85\u2028": x}', "line 1, column 8 .*\n" + r'  \{"  ": x\}' + "\n {9}\\^"),
+    ],
+)
+def test_run_refuses_what_stdin_has(run: Run, text: str, said: str) -> None:
+    """A text that is no JSON is status 2 with the place, wherever it ends."""
+    done = run("run", "python", "echo", "-", text=text, PYTHONUTF8="1")
+
+    assert (2, "") == (done.returncode, done.stdout)
+    assert re.search(said, done.stderr), done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(("end", "said"), [("<&-", "stdin is closed"), ("<full", "stdin cannot be read: .*utf-8")])
+def test_run_refuses_a_stdin_that_cannot_be_read(tmp_path: Path, end: str, said: str) -> None:
+    """A closed stdin, and one whose bytes are no text, are status 2 with the reason."""
+    (tmp_path / "full").write_bytes(b'"\xff"')
+    command = shlex.join([sys.executable, "-m", "snakepit", "run", "python", "echo", "-"])
+
+    done = subprocess.run(
+        ["sh", "-c", f"{command} {end}"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONIOENCODING": "utf-8:strict"},
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_S,
+        check=False,
+    )
+
+    assert (2, "") == (done.returncode, done.stdout)
+    assert re.search(said, done.stderr), done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_run_indents_on_a_terminal(tmp_path: Path, handlers: str) -> None:
@@ -352,6 +442,8 @@ def test_run_tells_of_handlers_that_do_not_load(run: Run, tmp_path: Path) -> Non
         (["python", "ping", "--repeat", "0"], r"--repeat"),
         (["python", "ping", "--workers", "0"], r"--workers"),
         (["python"], r"Missing argument 'COMMAND'"),
+        (["python", ""], r"COMMAND must not be empty"),
+        (["python", "ping", "--session", ""], r"session must be a non-empty str"),
     ],
 )
 def test_run_refuses_bad_usage(run: Run, words: list[str], said: str) -> None:

@@ -165,6 +165,7 @@ def test_a_worker_of_level_0_announces_nothing(tmp_path: Path) -> None:
 
     assert (1, "") == (done.returncode, done.stdout)
     assert "level 0" in done.stderr
+    assert "1 if the worker announces nothing" in " ".join(snakepit(tmp_path, "commands", "--help").stdout.split())
 
 
 def test_commands_of_what_does_not_start(tmp_path: Path) -> None:

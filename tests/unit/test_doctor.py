@@ -152,6 +152,23 @@ def test_old_python_and_other_languages(path: Path) -> None:
     assert ("no bridge", "1.9.3") == (found["julia"].status, found["julia"].version)
 
 
+def test_a_version_stands_where_the_language_says_it(path: Path) -> None:
+    """Numbers before it, and what is said of something else, are no versions; adapters read it in the same way."""
+    picked_up = "Picked up JAVA_TOOL_OPTIONS: -Dx=1.2"
+    write_script(path / "java", f"""echo '{picked_up}' >&2; echo 'openjdk version "99.0.1"' >&2""")
+    write_script(path / "ruby", "echo 'warning: 1.2.3 gems' >&2; echo 'ruby 99.1.1p57'")
+    write_script(path / "perl", "echo 'no perl 1.2.3 at all'")
+    write_script(path / "php", "echo 'PHP 8.0alpha'")
+
+    found = {finding.name: finding for finding in examine().runtimes}
+
+    assert ("fails", "99.0.1") == (found["java"].status, found["java"].version)
+    assert ("fails", "99.1.1") == (found["ruby"].status, found["ruby"].version)
+    assert ("fails", "no perl 1.2.3 at all") == (found["perl"].status, found["perl"].version)
+    assert "is not Perl" in found["perl"].detail
+    assert "8.0" == found["php"].version
+
+
 def test_few_open_files(path: Path) -> None:
     """A low limit of open files is reported with the command that raises it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

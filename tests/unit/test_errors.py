@@ -10,6 +10,7 @@ import pytest
 
 from snakepit import errors
 from snakepit._core.model import describe_exit
+from snakepit._pool.exits import refused_start
 from snakepit.errors import CommandError, SnakepitError, WorkerDied, WorkerStartError
 
 BASES = {
@@ -72,6 +73,16 @@ def test_command_error() -> None:
         assert '\n"""\nTraceback ..."""' == str(one.__cause__)
 
 
+def test_an_exception_may_be_the_message() -> None:
+    """``raise InvalidArguments(error) from error`` reads like the error, and survives a pickle."""
+    error = errors.InvalidArguments(ValueError("no number: 'q'"))  # type: ignore[arg-type]
+
+    copy = pickle.loads(pickle.dumps(error))
+
+    assert ("no number: 'q'", "no number: 'q'") == (str(error), error.message)
+    assert str(error) == str(copy)
+
+
 def test_codes_of_the_subclasses() -> None:
     """The subclasses have their protocol codes; without a type the message stands alone."""
     assert "unknown_command" == errors.UnknownCommand("x").code
@@ -98,6 +109,16 @@ def test_worker_start_error() -> None:
 
     assert ("node", "x.js") == again.argv
     assert (1, None, "tail") == (again.exit_code, again.signal, again.stderr_tail)
+
+
+def test_long_words_of_a_command_line_are_shown_in_part() -> None:
+    """The message of a start that was refused is for reading; ``argv`` has all of it."""
+    argv = ("program", "-c", "x" * 100_000)
+
+    error = refused_start(argv, OSError("Argument list too long"))
+
+    assert f"program -c {'x' * 200}... (100000 characters): Argument list too long" == str(error)
+    assert argv == error.argv
 
 
 def test_session_not_found_reads_like_a_message() -> None:

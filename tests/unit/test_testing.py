@@ -106,3 +106,24 @@ def test_a_bad_step_is_refused() -> None:
     """A step without an expected command is a TypeError that shows it."""
     with pytest.raises(TypeError, match="expect"):
         ScriptedAdapter([{"result": 1}])
+
+
+def test_a_long_script() -> None:
+    """A script beyond what one word of a command line may hold is followed all the same."""
+    text = "\u20ac" * 30_000
+    with SnakepitExecutor(ScriptedAdapter([{"expect": "a", "result": text}]), max_workers=1) as ex:
+        assert text == ex.execute("a")
+
+
+def test_a_script_beyond_the_limit_is_refused() -> None:
+    """The constructor says how long it is, and how long it may be."""
+    with pytest.raises(ValueError, match=r"of 600,\d\d\d bytes .* at most 524,288"):
+        ScriptedAdapter([{"expect": "a", "result": "x" * 600_000}])
+
+
+def test_a_long_bad_step_is_shown_in_part() -> None:
+    """A message is for reading."""
+    with pytest.raises(TypeError, match="expect") as refused:
+        ScriptedAdapter([{"result": "x" * 600_000}])
+
+    assert len(str(refused.value)) < 300
