@@ -172,6 +172,19 @@ class Machine(RuleBasedStateMachine):
     def end_session(self, session: str) -> None:
         self.inbox.append(m.SessionEnded(session))
 
+    @precondition(lambda self: not self.shut and self.bench.refused is None)
+    @rule(session=st.sampled_from("abc"), count=st.integers(1, 4), cancel=st.booleans(), pick=PICK)
+    def retry(self, session: str, count: int, cancel: bool, pick: int) -> None:
+        """A caller tries again and again, and ends its session each time; it cancels one, or none has its turn."""
+        requests = [self.bench.accept(session=session, queue_timeout_s=0.5) for _ in range(count)]
+        for request in requests:
+            self.inbox.extend((m.Submitted(request), m.SessionEnded(session)))
+        self.deliver(len(self.inbox))
+        if not cancel:
+            self.bench.advance(0.5)
+        elif self.bench.cancel_future(requests[pick % count]):
+            self.inbox.append(m.Cancelled(requests[pick % count]))
+
     @precondition(lambda self: not self.shut)
     @rule(count=st.integers(1, 3))
     def want(self, count: int) -> None:
