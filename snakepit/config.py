@@ -120,7 +120,12 @@ class PoolConfig:
     def _check_factor(self, attribute: attrs.Attribute[Any], value: object) -> None:
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise TypeError(f"{attribute.name} must be a number >= 1, not {value!r}")
-        if not value >= 1:
+        try:
+            factor = float(value)
+        except OverflowError:
+            bits = int(value).bit_length()
+            raise ValueError(f"{attribute.name} must be a number >= 1, not an int of {bits} bits") from None
+        if not factor >= 1:
             raise ValueError(f"{attribute.name} must be a number >= 1, not {value!r}")
 
     @restart_backoff_jitter.validator

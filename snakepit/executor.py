@@ -6,6 +6,7 @@ Runs on callers' threads; owns nothing that another thread changes.
 from __future__ import annotations
 
 import functools
+import math
 import os
 import threading
 import weakref
@@ -242,7 +243,7 @@ class SnakepitExecutor(Executor):
 
         Args:
             session_id: Its id; None makes a new one.
-            ttl_s: Idle seconds after which the binding ends; None: the pool's ``session_ttl_s``.
+            ttl_s: Idle seconds after which the binding ends, ``math.inf``: never; None: the pool's ``session_ttl_s``.
             affinity: "strict", "hint" or "fail_fast"; None: the pool's.  Fixed by the call that binds.
             setup: ``(command, args)`` pairs, or ``(fn, *args)``, run before the session's first request on each
                 worker it is bound to.
@@ -257,7 +258,7 @@ class SnakepitExecutor(Executor):
             self._options,
             session=session_id,
             affinity=affinity,
-            ttl_s=check_timeout("ttl_s", ttl_s),
+            ttl_s=None if ttl_s is None else check_timeout("ttl_s", ttl_s) or math.inf,
             setup=tuple(self._intake.encoder.setup_step(step, session_id) for step in setup),
         )
         return SessionView(self, options)
@@ -311,7 +312,8 @@ class SnakepitExecutor(Executor):
         _checks.check_int("workers", workers, 1)
         if workers > self._max_workers:
             raise ValueError(f"workers must be 1 to {self._max_workers} (the pool's size), not {workers}")
-        limit_s = pick_timeout("timeout", timeout, self._config.startup_timeout_s)
+        default_s = check_timeout("startup_timeout_s", self._config.startup_timeout_s)
+        limit_s = pick_timeout("timeout", timeout, default_s)
         self._intake.refuse_to_wait("wait_ready()")
         waiter: Future[None] = Future()
         if not self._manager.post(m.WorkersWanted(workers, waiter)):

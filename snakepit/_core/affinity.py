@@ -33,13 +33,12 @@ class Session:
         moved: It was bound to another worker before.
         rank: The lowest urgency among the unsettled, so that a later request never overtakes.
         visited: Every worker that may hold state of the session.
-        successor: The session of the same id that begins when this one has ended.
-        blocked: True while the session it succeeds has not ended.
+        predecessor: The session of the same id that has to end before this one begins, or None.
+        successor: The session of the same id that begins when this one has ended, or None.
     """
 
     # INVARIANT: `worker` is never condemned or gone (I4).
     __slots__ = (
-        "blocked",
         "ended",
         "head",
         "hearers",
@@ -48,6 +47,7 @@ class Session:
         "lost_until",
         "mode",
         "moved",
+        "predecessor",
         "rank",
         "session_id",
         "setup",
@@ -79,7 +79,6 @@ class Session:
         self.head: Request | None = None
         self.waiting = Lane(tally)
         self.visited: set[Worker] = set()
-        self.blocked = False
         self.unsettled = 0
         self.rank: int | None = None
         self.lost = False
@@ -89,9 +88,15 @@ class Session:
         self.moved = False
         self.steps = 0
         self.ended = False
+        self.predecessor: Session | None = None
         self.successor: Session | None = None
         self.last_used = now
         self.timer: Any = None
+
+    @property
+    def blocked(self) -> bool:
+        """True while the session that it succeeds has not ended."""
+        return self.predecessor is not None
 
     @property
     def ready(self) -> bool:
@@ -163,8 +168,7 @@ class SessionTable:
         """Replace a session that is ending by a new one of the same id, which begins after it."""
         self._ending[old] = None
         session = self._new(request, now)
-        session.blocked = True
-        old.successor = session
+        session.predecessor, old.successor = old, session
         return session
 
     def _new(self, request: Request, now: float) -> Session:
@@ -181,7 +185,18 @@ class SessionTable:
         session.ttl_s = self._ttl_s if request.ttl_s is None else request.ttl_s
 
     def remove(self, session: Session) -> None:
-        """Forget the session, unless a successor has its place already."""
-        self._ending.pop(session, None)
-        if self._by_id.get(session.session_id) is session:
+        """Forget a session; those before and after it become neighbours."""
+        before, after = session.predecessor, session.successor
+        session.predecessor = session.successor = None
+        if before is not None:
+            before.successor = after
+        if after is not None:
+            after.predecessor = before
+            del self._ending[session]
+        elif before is not None:
+            # The newest again, and found by its id: who comes next succeeds it.
+            del self._ending[before]
+            self._by_id[session.session_id] = before
+        elif self._by_id.get(session.session_id) is session:
+            # Unless it was evicted, and has lost its place already.
             del self._by_id[session.session_id]

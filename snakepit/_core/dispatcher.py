@@ -166,8 +166,8 @@ class Dispatcher:
         # request may otherwise wait behind a call that never ends (docs/design.md, "Sent ahead").
         if not worker.can_claim or worker.skips or worker.recalling:
             return
-        # Nor to one that retires: it is to go as soon as it may.
-        if worker.retire is not None:
+        # Nor to one that retires, which is to go as soon as it may, or that reads no more.
+        if worker.retire is not None or worker.closed:
             return
         last = worker.sent[-1]
         if last.kind is not RequestKind.USER or last.answers is not None:

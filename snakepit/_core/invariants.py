@@ -61,8 +61,10 @@ def check_invariants(board: Board, rules: SessionRules, dispatcher: Dispatcher, 
                 assert here or ending, f"I4 {request!r} of {session.session_id} is elsewhere"
 
     for session in rules.table.values():
+        assert session.unsettled or not session.ended, f"{session.session_id} has ended"
+        if session.successor is not None:
+            assert session.successor.predecessor is session, f"{session.session_id} is succeeded by a stranger"
         if not (session.unsettled or session.blocked):
-            assert not session.ended, f"{session.session_id} has ended"
             assert session.timer is not None, f"{session.session_id} never expires"
         if session.pinned and session.worker is None and not session.blocked:
             assert session.head or not len(session.waiting), f"{session.session_id} is not in the queue"

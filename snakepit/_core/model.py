@@ -110,7 +110,8 @@ class Request:
         command: Name for messages and events.
         seq: Place in the order of acceptance, given under the admission lock.
         weight: Items it counts for in the statistics (a chunk of callables: its length).
-        size_bytes: Encoded bytes it holds while it waits.
+        size_bytes: Encoded bytes it holds while it waits for the first time.
+        encoded_bytes: The same for good; ``math.inf``: it is not encoded yet.
         rank: Priority negated, and never lower than that of its session's previous request.
         ahead: It was sent ahead and is not the oldest of its worker yet.
         token: It was sent with a claim token, which the worker takes when it begins it.
@@ -131,6 +132,7 @@ class Request:
         "command",
         "content",
         "counted_running",
+        "encoded_bytes",
         "entry",
         "future",
         "kind",
@@ -190,6 +192,7 @@ class Request:
         self.accepted_at = accepted_at
         self.weight = weight
         self.size_bytes = size_bytes
+        self.encoded_bytes: float = size_bytes
         self.chunk = chunk
         self.seq = 0
         self.state = RequestState.QUEUED

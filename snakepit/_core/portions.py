@@ -76,7 +76,7 @@ def is_light(request: Request) -> bool:
         request.kind is RequestKind.USER
         and request.queue_deadline is None
         and not request.priority
-        and request.size_bytes <= MAX_AHEAD_BYTES
+        and request.encoded_bytes <= MAX_AHEAD_BYTES
         and not request.splits
     )
 

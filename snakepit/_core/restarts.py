@@ -50,7 +50,10 @@ class RestartPolicy:
         self.failures += 1
         self.last_error = error
         slot.failures += 1
-        delay_s = min(self._first_s * self._factor ** min(slot.failures - 1, 64), self._cap_s)
+        delay_s = min(self._first_s, self._cap_s)
+        # Step by step: a power of a large factor is more than a float can hold.
+        for _ in range(min(slot.failures - 1, 64)):
+            delay_s = min(delay_s * self._factor, self._cap_s)
         return delay_s * (1 + self._jitter * (2 * self._rng.random() - 1))
 
     def succeeded(self, slot: Slot) -> None:

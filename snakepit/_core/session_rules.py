@@ -61,12 +61,12 @@ class SessionRules:
 
     def _rest(self, session: Session) -> None:
         """A session without work ends, or begins its time to live."""
+        # INVARIANT: a session that has ended and has no work is not in the table, blocked or not: whoever tries again
+        # and again while the first session of an id is at work would leave one each time.
         session.rank = None
-        if session.blocked:
-            return
         if session.ended:
             self._finish(session)
-        elif session.timer is None:
+        elif not session.blocked and session.timer is None:
             # One that is there from an earlier rest is too early, and will be set anew when it has passed: sessions
             # rest after nearly every request.
             self._board.timers.set(session, self._board.now + session.ttl_s, "session")
@@ -339,10 +339,9 @@ class SessionRules:
         if session.worker is not None:
             queued = session.worker.lane.requests() if session.steps else []
             self._unbind(session, session.worker, queued)
+        successor = session.successor
         self.table.remove(session)
-        successor, session.successor = session.successor, None
-        if successor is not None:
-            successor.blocked = False
+        if successor is not None and not successor.blocked:
             self._advance(successor)
             if not successor.unsettled:
                 self._rest(successor)

@@ -23,6 +23,11 @@ REQUESTS_SHARE = 10
 to replace the workers one after another."""
 
 
+LEAST_PAUSE_S = 0.001
+"""Least time until the pool looks after its workers again.  Arbitrary: no shorter interval is of use, and one below the
+clock's resolution would be over at once, again and again."""
+
+
 class Alarm:
     """Owner of one of the pool's own deadlines."""
 
@@ -46,7 +51,8 @@ class Upkeep(Retirement):
         """Set the pool's own deadlines that the settings ask for."""
         board = self._board
         if self.health.timer is None:
-            board.timers.set(self.health, board.now + board.config.health_check_interval_s, "health")
+            interval_s = max(board.config.health_check_interval_s, LEAST_PAUSE_S)
+            board.timers.set(self.health, board.now + interval_s, "health")
         self._arm_age()
         self.arm_idle()
 
@@ -63,7 +69,7 @@ class Upkeep(Retirement):
             return
         if board.workers.idle:
             since = min(worker.idle_since for worker in board.workers.idle)
-            board.timers.set(self.idling, since + limit_s, "idling")
+            board.timers.set(self.idling, max(since + limit_s, board.now + LEAST_PAUSE_S), "idling")
 
     # Judging ----------------------------------------------------------------------------------------
 

@@ -13,16 +13,13 @@ from typing import Any
 
 from .._core.board import fresh
 from .._core.model import Request
-from .._wire.outgoing import BatchContent, CommandContent
+from .._wire.outgoing import BATCH_ENVELOPE_BYTES, BatchContent, CommandContent
 from .ledger import Ledger
 
 __all__ = ("Bulk", "Outcomes")
 
 Outcomes = queue.SimpleQueue[tuple[int, list[Any]]]
 """(place of the first, values and exceptions of neighbouring items), in the order in which they come."""
-
-MAX_PART_BYTES = 128 << 10
-"""Most bytes of items in one part.  Arbitrary: far above what its time allows, and no burden on a pipe's reader."""
 
 _Put = Callable[[tuple[int, list[Any]]], object]
 
@@ -90,11 +87,12 @@ class Bulk:
         place: Of the first item in the map.
         items: Encoded: the text of the args, or a command that has to travel alone.
         put: Takes the outcomes.
+        frame_bytes: Longest frame of items that travel together; what alone is longer travels alone.
     """
 
     # LOCK: the ledger's, for `_next` and the request's weight.
     # INVARIANT: the request's weight is the number of items from `_next` on, until it is settled.
-    __slots__ = ("_head", "_items", "_ledger", "_next", "_pid", "_place", "_put", "_request")
+    __slots__ = ("_head", "_items", "_ledger", "_next", "_pid", "_place", "_put", "_request", "_room_bytes")
 
     def __init__(
         self,
@@ -104,12 +102,14 @@ class Bulk:
         place: int,
         items: list[bytes | CommandContent],
         put: _Put,
+        frame_bytes: int,
     ) -> None:
         self._ledger = ledger
         self._request = request
         self._head = head
         self._place = place
         self._items = items
+        self._room_bytes = frame_bytes - len(head) - BATCH_ENVELOPE_BYTES
         self._next = 0
         self._put = put
         self._pid: int | None = None
@@ -128,7 +128,8 @@ class Bulk:
             texts: list[bytes] = []
             while len(texts) < min(most, bulk.weight):
                 text = self._items[start + len(texts)]
-                if not isinstance(text, bytes) or (texts and size_bytes + len(text) > MAX_PART_BYTES):
+                # With a comma for each.
+                if not isinstance(text, bytes) or (texts and size_bytes + len(texts) + len(text) > self._room_bytes):
                     break
                 texts.append(text)
                 size_bytes += len(text)

@@ -95,6 +95,7 @@ class Encoder:
         config: The limits.
 
     Attributes:
+        max_frame_bytes: Longest frame of a command.
         has_plain_args: Nothing of the adapter's looks at commands and args before they are encoded.
         has_plain_results: Commands have no time-outs of the adapter's, and results no shape of its own.
     """
@@ -103,6 +104,7 @@ class Encoder:
         kind = type(adapter)
         self._adapter = adapter
         self._config = config
+        self.max_frame_bytes = config.max_frame_bytes
         # A callback that is not overridden costs nothing per call.
         self._lists = kind.supported_commands is not Adapter.supported_commands
         self._validates = kind.validate_command is not Adapter.validate_command

@@ -6,6 +6,7 @@ of maps hold it, the pool does not: the pool is closed when nobody holds it any 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -117,6 +118,8 @@ class Intake:
         content, name, error = self.encoder.call(fn, args, kwargs, calls, options.session, ledger.overfull())
         size_bytes = len(content.body) if content.body is not None else 0
         request = self.request(content, name, options, options.timeout, size_bytes)
+        if content.body is None:
+            request.encoded_bytes = math.inf
         request.weight = 1 if calls is None else len(calls)
         if error is not None:
             ledger.admit_failed(request)

@@ -16,6 +16,7 @@ from .._wire import callables as _callables
 from .._wire.frames import Buffer
 from .._wire.messages import Message, MessageDecoder
 from .._wire.outgoing import (
+    MAX_BATCH_BYTES,
     BatchContent,
     CommandContent,
     encode_batch,
@@ -28,12 +29,7 @@ from .._wire.outgoing import (
 )
 from .._wire.pickled import Pickled
 from ..config import PoolConfig
-from ..errors import (
-    EncodeError,
-    ProtocolError,
-    ResultError,
-    WorkerDied,
-)
+from ..errors import EncodeError, ProtocolError, ResultError, WorkerDied
 from .arrivals import Arrival, Garbled, Refused, Reply, Shaken, SteppedOver
 from .channel import READ_BYTES, Channel
 from .contents import CallContent
@@ -54,8 +50,8 @@ _SPARE_REPLIES = 100
 _BYTES_PER_TURN = 1 << 20
 """Bytes read before the other workers get their turn.  Arbitrary."""
 
-_LONGEST_DEADLINE_S = 1e9
-"""Tells a worker "never" in a number that every language reads exactly."""
+LEAST_FRAME_BYTES = 1024
+"""Least limit that a worker may set: any frame of the host's own making fits."""
 
 _PING = encode_command("ping", {}, session_id=None, max_frame_bytes=65536, max_message_bytes=65536)
 
@@ -80,6 +76,8 @@ class Link:
         self._level = level
         self._callables = callables
         self._config = config
+        # What is sent obeys the smaller of both sides' limits.
+        self._max_frame_bytes = config.max_frame_bytes
         self._decoder = MessageDecoder(
             max_frame_bytes=config.max_frame_bytes,
             max_message_bytes=config.max_message_bytes,
@@ -121,7 +119,7 @@ class Link:
                 args["protocol"]["max_message"] = self._config.max_message_bytes
         content = encode_command("ping", args, session_id=None, max_frame_bytes=1 << 27, max_message_bytes=1 << 27)
         self._open.append((self._take_id(), None, None))
-        buffers = encode_message(content, 0, timestamp=self._level == 0)
+        buffers = encode_message(content, 0, timestamp=self._level == 0, max_frame_bytes=1 << 27)
         if preparation is not None:
             buffers += encode_pickle((preparation,), self._config.max_frame_bytes)
         self.channel.send(buffers)
@@ -142,8 +140,10 @@ class Link:
         buffers: list[Buffer] | None = None
         content = request.content
         if type(content) is CommandContent and content.is_plain and request.timeout_s is None and self._level:
-            self._open.append((request_id, request, None))
-            return [encode_plain(content, request_id, "session" in self._capabilities, request.ahead)]
+            plain = encode_plain(content, request_id, "session" in self._capabilities, request.ahead)
+            if len(plain) - 4 <= self._max_frame_bytes:
+                self._open.append((request_id, request, None))
+                return [plain]
         if type(content) is BatchContent:
             self._items = 0
             self._open.append((request_id, request, None))
@@ -154,8 +154,8 @@ class Link:
             elif isinstance(content, CallContent):
                 buffers = self._encode_call(content, request, request_id)
         except BaseException as raised:
-            # Only this request's encoding failed (attachments unknown to the worker, a late pickle): a
-            # ping goes in its place, so that answers stay in order, and the error in that of the answer.
+            # Only this request's encoding failed (attachments or a length that the worker does not take, a late
+            # pickle): a ping goes in its place, so that answers stay in order, and the error in that of the answer.
             error = raised
         if buffers is None:
             buffers = encode_message(_PING, request_id, timestamp=self._level == 0, claim=request.ahead)
@@ -175,7 +175,7 @@ class Link:
             timestamp=self._level == 0,
             deadline_ms=self._deadline_ms(request) if "deadline" in known else None,
             claim=request.ahead,
-            max_frame_bytes=self._config.max_frame_bytes,
+            max_frame_bytes=self._max_frame_bytes,
         )
 
     def _encode_call(self, content: CallContent, request: Request, request_id: int) -> list[Buffer]:
@@ -189,16 +189,19 @@ class Link:
                 f" (max_message_bytes is {self._config.max_message_bytes})"
             )
         if isinstance(body, Pickled):
-            return encode_pickle((header, *body.parts), self._config.max_frame_bytes, body.buffers)
-        return encode_pickle((header, body), self._config.max_frame_bytes)
+            return encode_pickle((header, *body.parts), self._max_frame_bytes, body.buffers)
+        return encode_pickle((header, body), self._max_frame_bytes)
 
     @staticmethod
     def _deadline_ms(request: Request) -> int | None:
-        return None if request.timeout_s is None else max(1, int(min(request.timeout_s, _LONGEST_DEADLINE_S) * 1000))
+        return None if request.timeout_s is None else max(1, int(request.timeout_s * 1000))
 
     def end_session(self, session_id: str) -> None:
         """Tell the worker to drop a session's state."""
-        self.channel.send([encode_object({"type": "session_end", "session": session_id})])
+        told = encode_object({"type": "session_end", "session": session_id})
+        # A session whose id does not fit has no state there: its requests did not fit either.
+        if len(told) - 4 <= self._max_frame_bytes:
+            self.channel.send([told])
 
     def _take_id(self) -> int:
         self._next_id += 1
@@ -384,5 +387,12 @@ class Link:
         self._capabilities = frozenset(name for name in announced if isinstance(name, str)) & offered
         if self._callables and "pickle" not in self._capabilities:
             return Refused(ProtocolError("the worker does not announce 'pickle'"))
+        own = self._config.max_frame_bytes
+        limit = protocol.get("max_frame", own)
+        if type(limit) is not int or limit < LEAST_FRAME_BYTES:
+            return Refused(ProtocolError(f"max_frame must be an int >= {LEAST_FRAME_BYTES}, not {show(limit)}"))
+        self._max_frame_bytes = min(own, limit)
         can_claim = {"pipeline", "claim"} <= self._capabilities and self.channel.has_claims
-        return Shaken(can_claim, "session" in self._capabilities, "batch" in self._capabilities, protocol)
+        # A map cuts its parts for every worker alike.
+        can_batch = "batch" in self._capabilities and self._max_frame_bytes >= min(own, MAX_BATCH_BYTES)
+        return Shaken(can_claim, "session" in self._capabilities, can_batch, protocol)

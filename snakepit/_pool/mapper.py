@@ -14,7 +14,7 @@ from typing import Any
 from .. import telemetry
 from .._clock import check_timeout
 from .._core.model import Request
-from .._wire.outgoing import CommandContent
+from .._wire.outgoing import MAX_BATCH_BYTES, ROOM_BYTES, CommandContent
 from .._wire.values import encode_value
 from .bulk import Bulk, Outcomes
 from .bulk_results import Submit as SubmitBulk
@@ -29,7 +29,7 @@ TOGETHER = 64
 """Commands of a map without a chunk size that are let in at one instant.  Measured (benchmarks/maps.py)."""
 
 _SHORT_BYTES = 1024
-"""Encoded args that fit any frame."""
+"""Longest encoded args that are not looked at one by one.  Arbitrary."""
 
 _BIG_NUMBER = re.compile(rb"\d{16}").search
 """Finds what a language without such integers refuses together with its whole frame: those travel alone."""
@@ -134,14 +134,15 @@ class Mapper:
         encode, prefix, is_plain = intake.encoder.command, b"", intake.encoder.has_plain_args
         bulks: list[Bulk] = []
         run: list[bytes | CommandContent] = []
-        size_bytes = 0
+        size_bytes = short_bytes = 0
+        frame_bytes = min(MAX_BATCH_BYTES, intake.encoder.max_frame_bytes)
 
         def admit(end: int) -> None:
             nonlocal run, size_bytes
             if run:
                 request = intake.request(None, command, options, None, size_bytes)
                 request.weight, request.splits = len(run), True
-                bulk = Bulk(intake.ledger, request, prefix[:-7], end - len(run), run, done.put)
+                bulk = Bulk(intake.ledger, request, prefix[:-7], end - len(run), run, done.put, frame_bytes)
                 request.future = bulk
                 intake.admit_bulk(request)
                 bulks.append(bulk)
@@ -152,9 +153,9 @@ class Mapper:
             for place, item in enumerate(items, start):
                 try:
                     if prefix and is_plain:
-                        # The first has shown that the command can be sent; short args have no limit to keep.
+                        # The first has shown that the command can be sent; short args fit any frame with it.
                         text, attachments = encode_value(item, "/args")
-                        if not attachments and len(text) <= _SHORT_BYTES and not _BIG_NUMBER(text):
+                        if not attachments and len(text) <= short_bytes and not _BIG_NUMBER(text):
                             run.append(text)
                             size_bytes += len(text)
                             continue
@@ -166,6 +167,7 @@ class Mapper:
                     continue
                 if not prefix:
                     prefix = b'"command":%b,"args":' % encode_value(command, "")[0]
+                    short_bytes = min(_SHORT_BYTES, frame_bytes - len(prefix) - ROOM_BYTES)
                 if content.is_plain:
                     text = content.body[len(prefix) :]
                     run.append(content if _BIG_NUMBER(text) else text)

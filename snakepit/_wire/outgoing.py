@@ -19,6 +19,9 @@ from .messages import PICKLE_END, PICKLE_PART
 from .values import JsonValue, encode_value
 
 __all__ = (
+    "BATCH_ENVELOPE_BYTES",
+    "MAX_BATCH_BYTES",
+    "ROOM_BYTES",
     "BatchContent",
     "CommandContent",
     "encode_batch",
@@ -29,6 +32,15 @@ __all__ = (
     "encode_plain",
     "joined",
 )
+
+ROOM_BYTES = 256
+"""More than what joins the frame of a command when it is sent: the id, the deadline and the time."""
+
+MAX_BATCH_BYTES = 128 << 10
+"""Longest frame of several items.  Arbitrary: far above what their time allows, and no burden on a pipe's reader."""
+
+BATCH_ENVELOPE_BYTES = 64
+"""More than what is in such a frame besides the command, the items and a comma for each of them."""
 
 _HEADER = struct.Struct(">I")
 _PART = struct.Struct(">BQ")
@@ -99,8 +111,7 @@ def encode_command(
         listed = [{"path": path, "kind": "bytes", "len": len(data)} for path, data in attachments]
         body = b'"attachments":%s,%s' % (_encode_json(listed), body)
     session = b"" if session_id is None else b',"session":%s' % _encode_json(session_id)
-    # 256: room for the id, the deadline and the time, which join the frame later.
-    if len(body) + long * len(text) + len(session) + 256 > max_frame_bytes:
+    if len(body) + long * len(text) + len(session) + ROOM_BYTES > max_frame_bytes:
         raise EncodeError(
             f"/args: {len(text)} bytes of JSON for {command!r} do not fit a frame"
             f" (max_frame_bytes is {max_frame_bytes}); send large data as bytes"
@@ -132,7 +143,10 @@ def encode_message(
         timestamp: Say the time (level 0).
         deadline_ms: Remaining budget (capability ``deadline``), or None.
         claim: The request is sent ahead and needs a token (capability ``claim``).
-        max_frame_bytes: Where attachments are cut.
+        max_frame_bytes: The worker's limit, and where attachments are cut.
+
+    Raises:
+        EncodeError: The text is longer than what the worker takes, which is less than the host would; raised here.
     """
     tail = content.session if session else b""
     if deadline_ms is not None:
@@ -143,6 +157,11 @@ def encode_message(
         tail += b',"timestamp":"%s"' % datetime.now(UTC).isoformat().encode()
     head = b'{"id":%d,' % request_id
     length = len(head) + len(content.body) + len(content.text) + len(tail) + 1
+    if length > max_frame_bytes:
+        raise EncodeError(
+            f"/args: the request has {length} bytes of JSON; the limit is {max_frame_bytes} (the worker's max_frame);"
+            " send large data as bytes"
+        )
     buffers: list[Buffer]
     if content.text:
         buffers = [b"".join((_HEADER.pack(length), head, content.body)), content.text, tail + b"}"]

@@ -17,6 +17,7 @@ from integration import callables_lib as lib
 from integration import scripts
 
 from snakepit import CallableAdapter, SnakepitExecutor
+from snakepit._core.portions import is_light
 from snakepit.config import PoolConfig
 from snakepit.errors import CommandError, PoolBroken, WorkerDied
 
@@ -414,6 +415,21 @@ def test_queued_calls_share_their_argument() -> None:
 
     # What may wait (50 MiB and the call that crosses it), one in the pipe, one that is pickled now.
     assert most - before < 200 * MIB
+
+
+def test_calls_that_are_pickled_at_their_turn_are_not_light(gate: Gate) -> None:
+    """How large such a call is nobody knows: it is not sent ahead, and so not pickled together with many others."""
+    with SnakepitExecutor(1, config=PoolConfig(max_queued_bytes=1)) as executor:
+        held = executor.submit(lib.held, gate.path)
+        gate.wait_started()
+        futures = [executor.submit(lib.add, number) for number in range(3)]
+        light = [is_light(request) for request in executor._ledger.pending()]
+        gate.open()
+
+        assert [0, 1, 2] == [future.result(BOUND_S) for future in futures]
+        held.result(BOUND_S)
+
+    assert [True, True, False, False] == light, "the held one, the first that waits, and what is above the limit"
 
 
 # ------------------------------------------------------------------------------------------ initializers

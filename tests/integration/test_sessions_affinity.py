@@ -79,6 +79,29 @@ def test_the_end_of_a_session_clears_its_state() -> None:
         assert ex.execute("fetch", {"key": "k"}, session="a") is None
 
 
+def test_tries_behind_a_session_that_is_at_work(gate: Gate) -> None:
+    """However many have their session's turn in vain: the pool serves on, and the next one gets it."""
+    tries = 1200
+    with handler_pool(2) as ex:
+        with ex.session("user") as view:
+            held = view.submit("hold", {"gate": gate.path})
+        gate.wait_started()
+        for _ in range(tries):
+            with ex.session("user") as view:
+                waiting = view.submit("pid")
+            assert waiting.cancel()
+        with ex.session("user") as view:
+            last = view.submit("pid")
+        assert ex.execute("pid")
+        assert not last.done()
+        gate.open()
+
+        held.result(LIMIT_S)
+        assert last.result(LIMIT_S)
+        assert ex.execute("pid")
+        assert tries == ex.stats().cancelled
+
+
 def test_two_pools_share_no_session() -> None:
     """The same id in two pools means two sessions (F41)."""
     with handler_pool(1) as one, handler_pool(1) as other:

@@ -485,6 +485,7 @@ class Bench:
         assert process.ready, "dispatched before the handshake"
         assert process.condemned is None, "dispatched to a condemned worker"
         assert not process.closed, "dispatched to a closed pipe"
+        assert not action.worker.closed, "dispatched to a worker that is known to have closed its pipe"
         for request in action.requests:
             assert request not in self.cancels_seen, f"{request!r} dispatched after its cancellation"
             assert request not in self.begun, f"{request!r} began and is dispatched again"

@@ -139,6 +139,8 @@ def test_timeouts_inherit_or_override() -> None:
     assert pick_timeout("timeout", None, 7.0) is None
     assert 2.0 == pick_timeout("timeout", 2, 7.0)
     assert check_timeout("timeout", math.inf) is None
+    assert check_timeout("timeout", 1e9) is None
+    assert 999_999_999.0 == check_timeout("timeout", 999_999_999)
     assert "<inherit>" == repr(INHERIT)
 
 
@@ -147,6 +149,16 @@ def test_impossible_timeouts(value: float) -> None:
     """0, negative numbers and NaN are ValueErrors that name the parameter."""
     with pytest.raises(ValueError, match="queue_timeout must be seconds > 0"):
         check_timeout("queue_timeout", value)
+
+
+@pytest.mark.parametrize("value", [10**400, 10**5000, -(10**5000)], ids=["large", "larger", "negative"])
+def test_ints_that_are_no_floats(value: int) -> None:
+    """Too large to be seconds, or to be shown: a ValueError that names the parameter."""
+    for name in ("session_ttl_s", "worker_idle_timeout_s", "startup_timeout_s", "restart_backoff_factor"):
+        with pytest.raises(ValueError, match=rf"{name} must be .*, not an int of \d+ bits"):
+            PoolConfig(**{name: value})
+    with pytest.raises(ValueError, match=r"timeout must be .*, not an int of \d+ bits"):
+        check_timeout("timeout", value)
 
 
 @pytest.mark.parametrize("value", [True, "1", [1], 1j])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -420,6 +421,21 @@ def test_never_ahead(options: dict[str, Any]) -> None:
     assert 0 == len(bench.board.queue)
 
 
+@pytest.mark.parametrize("encoded_bytes", [MAX_AHEAD_BYTES + 1, math.inf], ids=["put back", "not encoded"])
+def test_never_ahead_whose_bytes_count_no_more(encoded_bytes: float) -> None:
+    """What was large the first time is so again, and what is not encoded yet may turn out to be."""
+    bench = fast()
+    requests = [bench.accept(f"r{number}", chunk="map") for number in range(8)]
+    for request in requests:
+        request.encoded_bytes = encoded_bytes
+    bench.handle(m.Submitted(*requests))
+
+    while bench.sent():
+        assert 1 == len(bench.sent())
+        bench.reply()
+    assert ["ok"] * 8 == [outcome(request) for request in requests]
+
+
 def test_never_ahead_without_claims() -> None:
     """A worker from which nothing can be taken back gets one request at a time."""
     bench = Bench().up()
@@ -443,6 +459,27 @@ def test_not_ahead_of_a_short_queue() -> None:
     bench.reply(0)
 
     assert 1 == len(bench.sent(0))
+
+
+def test_nothing_ahead_in_return_for_the_replies_of_a_closed_worker() -> None:
+    """A worker that reads no more gets nothing for what it had answered before."""
+    bench = Bench(1, can_claim=True).up()
+    for number in range(200):
+        bench.submit(f"r{number}")
+    bench.reply()
+    bench.reply()
+    process = bench[0]
+    for _ in range(len(process.worker.sent) - 1):
+        process.work()
+    count = len(bench.actions(m.Dispatch))
+
+    process.closed = True
+    bench.handle(m.PipeClosed(process.worker_id))
+    while bench.read(process, most=MAX_AHEAD):
+        pass
+
+    assert count == len(bench.actions(m.Dispatch))
+    assert 1 == len(process.worker.sent)
 
 
 def test_a_chunk_goes_ahead_together() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -146,6 +147,19 @@ def test_back_off_grows_and_is_capped() -> None:
 
     for expected, actual in zip([0.1, 0.2, 0.4, 0.8, 1.0, 1.0, 1.0, 1.0], delays, strict=True):
         assert expected == pytest.approx(actual, rel=0.2 + 1e-9)
+
+
+@pytest.mark.parametrize("factor", [1, 1.0, 1e80, 1e308, math.inf, 10**300])
+def test_any_factor_of_the_back_off(factor: float) -> None:
+    """However fast the delay grows, it ends at its cap; and it need not grow."""
+    bench = Bench(restart_budget=100, restart_backoff_factor=factor, restart_backoff_jitter=0).start()
+    for number in range(80):
+        fail_start(bench)
+        deadline = bench.scheduler.next_deadline()
+        assert deadline is not None
+        grows = number and factor > 1
+        assert (10.0 if grows else 0.1) == pytest.approx(deadline - bench.now)
+        bench.advance(11.0)
 
 
 @pytest.mark.parametrize("floor", [0, 1])
@@ -1070,3 +1084,24 @@ def test_exit_event_says_why() -> None:
         "stderr_tail": "bye",
     } == exits[0].metadata
     assert 1 == len(bench.events("worker.restarted"))
+
+
+@pytest.mark.parametrize("seconds", [1e-13, 1e-300])
+@pytest.mark.parametrize("name", ["health_check_interval_s", "worker_idle_timeout_s"])
+def test_times_below_the_clocks_resolution(name: str, seconds: float) -> None:
+    """The pool looks after its workers often, and does other things as well; a strict session's worker is kept."""
+    bench = Bench(1, min_workers=0, **{name: seconds}).start()
+    bench.submit(session="s")
+    bench.ready_all()
+    bench.run()
+
+    for _ in range(10):
+        deadline = bench.scheduler.next_deadline()
+        assert deadline is not None
+        assert bench.now < deadline <= bench.now + 0.001
+        bench.advance(0.001)
+
+    assert "ok" == outcome(bench.requests[0])
+    last = bench.submit(session="s")
+    bench.run()
+    assert "ok" == outcome(last)

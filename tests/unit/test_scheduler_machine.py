@@ -33,6 +33,8 @@ SEED = int(os.environ.get("SNAKEPIT_SEED", "0")) or random.SystemRandom().randra
 
 PICK = st.integers(0, 1000)
 
+TROUBLES = ("late", "cancel", "cancel_ahead", "crash", "garbage", "restart", "steal", "unreachable")
+
 
 class Machine(RuleBasedStateMachine):
     """Callers, worker processes and the clock, in any order that the manager's contract allows."""
@@ -171,6 +173,19 @@ class Machine(RuleBasedStateMachine):
     @rule(session=st.sampled_from("abc"))
     def end_session(self, session: str) -> None:
         self.inbox.append(m.SessionEnded(session))
+
+    @precondition(lambda self: not self.shut and self.bench.refused is None)
+    @rule(session=st.sampled_from("abc"), count=st.integers(1, 4), cancel=st.booleans(), pick=PICK)
+    def retry(self, session: str, count: int, cancel: bool, pick: int) -> None:
+        """A caller tries again and again, and ends its session each time; it cancels one, or none has its turn."""
+        requests = [self.bench.accept(session=session, queue_timeout_s=0.5) for _ in range(count)]
+        for request in requests:
+            self.inbox.extend((m.Submitted(request), m.SessionEnded(session)))
+        self.deliver(len(self.inbox))
+        if not cancel:
+            self.bench.advance(0.5)
+        elif self.bench.cancel_future(requests[pick % count]):
+            self.inbox.append(m.Cancelled(requests[pick % count]))
 
     @precondition(lambda self: not self.shut)
     @rule(count=st.integers(1, 3))
@@ -313,9 +328,20 @@ class Machine(RuleBasedStateMachine):
         answers=st.integers(2, 3),
         session=st.sampled_from([None, None, "a"]),
         timeout_s=st.sampled_from([None, 1.0]),
+        took_s=st.sampled_from([0.0002, 0.001]),
+        cut_off=st.sampled_from([False, False, True]),
         pick=PICK,
     )
-    def burst(self, count: int, answers: int, session: str | None, timeout_s: float | None, pick: int) -> None:
+    def burst(
+        self,
+        count: int,
+        answers: int,
+        session: str | None,
+        timeout_s: float | None,
+        took_s: float,
+        cut_off: bool,
+        pick: int,
+    ) -> None:
         """So many tiny calls of one map that some are sent ahead, to a worker that is left in the midst of them."""
         self.rest()
         for place in range(count):
@@ -327,12 +353,15 @@ class Machine(RuleBasedStateMachine):
         for _ in range(answers):
             if process is None or not (process.running or process.frames):
                 return
-            # Short enough for more to be sent ahead, and not nothing: the next one begins later than it was sent.
-            self.bench.advance(0.0002)
+            # Short enough for more to be sent ahead, the rest or some of it, and not nothing: the next one begins later
+            # than it was sent.
+            self.bench.advance(took_s)
             if process.running is not None or self.bench.begin(process) is not None:
                 process.finish()
             while self.bench.read(process):
                 pass
+        if cut_off and process is not None and process.condemned is None:
+            self._cut_off(process)
 
     @precondition(lambda self: not self.shut and self.bench.refused is None)
     @rule(count=st.integers(1, 6), timeout_s=st.sampled_from([None, 3.0]), cancel=st.booleans(), pick=PICK)
@@ -352,7 +381,7 @@ class Machine(RuleBasedStateMachine):
                 self.bench.begin(process)
         self.bench.advance(1.5)
 
-    @rule(pick=PICK, kind=st.sampled_from(["late", "cancel", "cancel_ahead", "crash", "garbage", "restart", "steal"]))
+    @rule(pick=PICK, kind=st.sampled_from(TROUBLES))
     def trouble(self, pick: int, kind: str) -> None:
         """Something goes wrong in the middle of a worker's work."""
         bench = self.bench
@@ -369,6 +398,8 @@ class Machine(RuleBasedStateMachine):
             bench.exit(process, signal=11)
         elif kind == "restart":
             bench.handle(m.RestartRequested(process.worker_id))
+        elif kind == "unreachable":
+            self._cut_off(process)
         elif kind == "steal":
             for other in self._serving():
                 while other is not process and (other.running or other.frames):
@@ -378,6 +409,17 @@ class Machine(RuleBasedStateMachine):
                         pass
         else:
             self._garble(process)
+
+    def _cut_off(self, process: Process) -> None:
+        """A process has answered most of what it had, and that is read after a write to it has failed."""
+        for _ in range(max(1, len(process.worker.sent) * 3 // 4)):
+            if process.running is None and self.bench.begin(process) is None:
+                break
+            process.finish()
+        process.closed = True
+        self.bench.handle(m.PipeClosed(process.worker_id))
+        while self.bench.read(process, 20):
+            pass
 
     @rule(pick=PICK)
     def crash(self, pick: int) -> None:
@@ -405,11 +447,12 @@ class Machine(RuleBasedStateMachine):
         self.bench.take_all_back(process)
         self.bench.handle(m.Misbehaved(process.worker_id, ValueError("garbage")))
 
-    @rule(pick=PICK)
-    def close_pipe(self, pick: int) -> None:
+    @rule(pick=PICK, unread=st.booleans())
+    def close_pipe(self, pick: int, unread: bool) -> None:
+        """A process reads no more; what it wrote before is read first, or later: it was written to first."""
         process = self._pick([p for p in self.bench.living() if p.started and not p.closed], pick)
         if process is not None and pick < 300:
-            while self.bench.read(process):
+            while not unread and self.bench.read(process):
                 pass
             process.closed = True
             self.bench.handle(m.PipeClosed(process.worker_id))

@@ -712,6 +712,56 @@ def test_ended_successor_of_an_ended_session() -> None:
     assert ["old", "new"] == [r.command for a in bench.actions(m.Dispatch) for r in a.requests]
 
 
+@pytest.mark.parametrize("how", ["one after another", "all at once", "the last one first"])
+def test_many_successors_that_end_in_vain(how: str) -> None:
+    """Whoever tries again and again behind a session that is at work leaves nothing behind, and gets its turn."""
+    bench = Bench(max_sessions=1).up()
+    bench.submit("old", session="s")
+    bench.handle(m.SessionEnded("s"))
+    check = bench.scheduler.check
+    bench.scheduler.check = lambda: None  # type: ignore[method-assign]  # it walks through all of them each time
+
+    tries = []
+    for _ in range(5000):
+        tries.append(bench.submit("retry", session="s", queue_timeout_s=1.0))
+        bench.handle(m.SessionEnded("s"))
+        if how == "one after another":
+            bench.advance(1.0)
+            assert 1 == len(bench.scheduler.rules.table.values())
+    if how == "all at once":
+        bench.advance(1.0)
+    for request in reversed(tries):
+        bench.cancel(request)
+    check()
+    assert 1 == len(bench.scheduler.rules.table.values())
+    assert {"cancelled" if how == "the last one first" else Outcome.QUEUE_TIMEOUT} == set(map(outcome, tries))
+
+    new = bench.submit("new", session="s", affinity="hint")
+    assert ["old"] == bench.sent()
+    bench.run()
+
+    check()
+    assert "ok" == outcome(new)
+    assert ["old", "new"] == begun(bench)
+
+
+def test_successors_around_one_that_ends_in_vain() -> None:
+    """They keep their order, and begin one after another."""
+    bench = Bench(2).up()
+    requests = []
+    for name in ("first", "second", "third", "fourth"):
+        requests.append(bench.submit(name, session="s"))
+        bench.handle(m.SessionEnded("s"))
+
+    bench.cancel(requests[2])
+    assert 3 == len(bench.scheduler.rules.table.values())
+    bench.run()
+
+    assert ["first", "second", "fourth"] == [r.command for a in bench.actions(m.Dispatch) for r in a.requests]
+    assert 3 == len(bench.actions(m.EndSession))
+    assert [] == bench.scheduler.rules.table.values()
+
+
 def test_blocked_successor_outlives_its_time_to_live() -> None:
     """A successor without work is kept until its predecessor has ended, and expires after that."""
     bench = Bench(session_ttl_s=5.0).up()
