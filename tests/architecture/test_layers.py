@@ -27,6 +27,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 BESIDE: dict[str, tuple[str, ...]] = {
     "programs": ("sessions",),
     "errors": ("_text",),
+    "_inbox": ("_fds",),
 }
 
 PURE = ("_wire.messages", "_wire.values", "_core")
