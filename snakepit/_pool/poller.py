@@ -106,8 +106,11 @@ class _Epoll(Generic[T]):
 
 class _Selector(Generic[T]):
     def __init__(self) -> None:
-        # It has no descriptor of its own, which might get a standard stream's number.
-        self._selector = selectors.PollSelector()
+        self._selector: selectors.BaseSelector = selectors.DefaultSelector()
+        if getattr(self._selector, "fileno", lambda: 3)() <= 2:
+            # A standard stream's number, which a copy inside of the selector cannot replace; poll has none.
+            self._selector.close()
+            self._selector = selectors.PollSelector()
 
     def watch(self, fd: int, owner: T, *, write: bool = False) -> None:
         self._selector.register(fd, selectors.EVENT_WRITE if write else selectors.EVENT_READ, (owner, write))

@@ -24,6 +24,7 @@ from snakepit._supervision.watchdog import Watchdog
 said = os.dup(1)
 for fd in range(int(sys.argv[2]), 3):
     os.close(fd)
+other = poller._Selector()
 inbox, turns = Inbox(), poller.make_poller()
 turns.watch(inbox.fd, "inbox")
 inbox.may_sleep()
