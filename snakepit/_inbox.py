@@ -11,6 +11,8 @@ import threading
 from collections import deque
 from typing import Any
 
+from ._fds import lifted
+
 __all__ = ("Inbox",)
 
 _ONE = (1).to_bytes(8, sys.byteorder)
@@ -46,9 +48,9 @@ class Inbox:
         self.edges = hasattr(os, "eventfd")
         self.fd = self._write_fd = -1
         if self.edges:
-            self.fd = self._write_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+            self.fd = self._write_fd = lifted(os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC))
         else:
-            self.fd, self._write_fd = os.pipe()
+            self.fd, self._write_fd = map(lifted, os.pipe())
             os.set_blocking(self.fd, False)
             os.set_blocking(self._write_fd, False)
 

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import select
 import selectors
 from typing import Generic, Protocol, TypeVar
 
 from .._clock import LONGEST_WAIT_S
+from .._fds import lifted
 
 __all__ = ("Poller", "make_poller")
 
@@ -54,6 +56,10 @@ class _Epoll(Generic[T]):
     # ``selectors`` builds a key and a list per event: about 3 us a turn more (benchmarks/latency.py).
     def __init__(self) -> None:
         self._epoll = select.epoll()
+        if self._epoll.fileno() <= 2:
+            low = self._epoll
+            self._epoll = select.epoll.fromfd(lifted(os.dup(low.fileno())))
+            low.close()
         self._owners: dict[int, tuple[T, bool]] = {}
 
     def watch(self, fd: int, owner: T, *, write: bool = False) -> None:
@@ -101,7 +107,11 @@ class _Epoll(Generic[T]):
 
 class _Selector(Generic[T]):
     def __init__(self) -> None:
-        self._selector = selectors.DefaultSelector()
+        self._selector: selectors.BaseSelector = selectors.DefaultSelector()
+        if getattr(self._selector, "fileno", lambda: 3)() <= 2:
+            # A standard stream's number, which a copy inside of the selector cannot replace; poll has none.
+            self._selector.close()
+            self._selector = selectors.PollSelector()
 
     def watch(self, fd: int, owner: T, *, write: bool = False) -> None:
         self._selector.register(fd, selectors.EVENT_WRITE if write else selectors.EVENT_READ, (owner, write))

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 
+from .._fds import lifted
 from .procfs import RUN_VARIABLE, process_start
 
 __all__ = ("GUARDIAN", "Guardian")
@@ -59,7 +60,7 @@ class _Helper:
             start_new_session=True,
         )
         with contextlib.suppress(OSError, AttributeError):
-            self.exit_fd = os.pidfd_open(self.process.pid)
+            self.exit_fd = lifted(os.pidfd_open(self.process.pid))
 
     def dismiss(self, run: str) -> None:
         """Send it home, wait for it for a bounded time, and reap it."""
@@ -198,7 +199,7 @@ class Guardian:
         """Return a descriptor, the caller's, readable once the guardian has ended; None without pidfds."""
         with self._lock:
             exit_fd = self._helper.exit_fd if self._helper is not None else None
-            return None if exit_fd is None else os.dup(exit_fd)
+            return None if exit_fd is None else lifted(os.dup(exit_fd))
 
     def forget(self) -> None:
         """Let go of everything in a forked child: the guardian belongs to the parent."""
@@ -234,7 +235,7 @@ class Guardian:
                 self._failures,
             )
             return
-        host_end, guardian_end = socket.socketpair()
+        host_end, guardian_end = (socket.socket(fileno=lifted(end.detach())) for end in socket.socketpair())
         # Known before the process exists, so that a child forked meanwhile closes its copy of the lifeline.
         self._helper = helper = _Helper(host_end)
         try:

@@ -12,6 +12,8 @@ Lifeline, host to guardian, one line a message, as ASCII::
     - PID            that group is gone
     bye              treat as end of file
 
+Anything else is ignored: no stray byte may end a live host's workers.
+
 At end of file, or when the host is seen to exit, every group that is still listed and every process that
 carries a listed run in its environment gets SIGKILL.
 """
@@ -61,7 +63,7 @@ def _guard(host_pid: int, host_start: int) -> None:
         *lines, rest = (rest + data).split(b"\n")
         leaving = host_gone or at_end
         for line in lines:
-            leaving = _obey(line.decode("ascii"), groups, runs) or leaving
+            leaving = _obey(line.decode("ascii", "replace"), groups, runs) or leaving
     if groups or runs:
         _kill_all(groups, runs)
 
@@ -98,18 +100,19 @@ def _read_lifeline() -> tuple[bytes, bool]:
 
 def _obey(line: str, groups: dict[int, int], runs: set[str]) -> bool:
     """Follow one message; True when it says goodbye."""
-    verb, *words = line.split()
-    if verb == "+":
-        groups[int(words[0])] = int(words[1])
-    elif verb == "-":
-        groups.pop(int(words[0]), None)
-    elif verb == "run":
-        runs.add(words[0])
-    elif verb == "end":
-        runs.discard(words[0])
-    else:
-        return True
-    return False
+    verb, *words = line.split() or [""]
+    try:
+        if verb == "+":
+            groups[int(words[0])] = int(words[1])
+        elif verb == "-":
+            groups.pop(int(words[0]), None)
+        elif verb == "run":
+            runs.add(words[0])
+        elif verb == "end":
+            runs.discard(words[0])
+    except (ValueError, IndexError):
+        return False
+    return verb == "bye"
 
 
 def _kill_all(groups: dict[int, int], runs: set[str]) -> None:

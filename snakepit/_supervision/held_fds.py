@@ -6,8 +6,9 @@ Runs on the watchdog's thread; the fork handler on the only thread of a forked c
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
+
+from .._fds import lifted
 
 __all__ = ("drop", "hold", "let_go", "pipe")
 
@@ -33,14 +34,8 @@ def drop(fd: int) -> None:
 
 def pipe() -> tuple[int, int]:
     """Return a close-on-exec pipe with numbers above 2, which are a child's own; both ends are noted."""
-    ends = []
-    for fd in os.pipe():
-        if fd > 2:
-            ends.append(hold(fd))
-        else:  # the host runs with a standard stream closed
-            ends.append(hold(fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)))
-            os.close(fd)
-    return ends[0], ends[1]
+    read_fd, write_fd = os.pipe()
+    return hold(lifted(read_fd)), hold(lifted(write_fd))
 
 
 def _close_all_after_fork() -> None:

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 
 import attrs
 
+from .._fds import lifted
 from . import held_fds as _held_fds
 from .process import ChannelFds, ChildProcess, reap_abandoned
 
@@ -190,7 +191,7 @@ def _open_pidfd(pid: int) -> int | None:
     if not USE_PIDFD or not hasattr(os, "pidfd_open"):
         return None
     try:
-        return _held_fds.hold(os.pidfd_open(pid))
+        return _held_fds.hold(lifted(os.pidfd_open(pid)))
     except OSError as error:
         if error.errno in (errno.ENFILE, errno.EMFILE):
             raise

@@ -12,7 +12,11 @@ import logging
 import os
 import select
 import selectors
+import socket
+import stat
+import sys
 import time
+from collections.abc import Callable, Iterator
 
 from .._text import escape
 from .process import ChildProcess
@@ -25,6 +29,8 @@ HELD_LIMIT_BYTES = 1 << 18
 """How much waits for the host's fd 2 until the workers have to wait; arbitrary."""
 _DRAIN_LIMIT_BYTES = 1 << 20
 """What a pipe holds at most (Linux, pipe-max-size): more comes from a writer that is still alive."""
+_HELD_AT_MOST_BYTES = HELD_LIMIT_BYTES + _DRAIN_LIMIT_BYTES
+"""Room for the pipe of one worker that ends during the pause; what more of them leave behind is dropped."""
 _MAX_LINE_BYTES = 8192
 """Arbitrary: more of one line is not worth a place in a log."""
 _FLUSH_LIMIT_S = 1.0
@@ -85,7 +91,10 @@ class WorkerStderr:
         self._cut = self._cut or len(piece) > room
 
     def _log_line(self) -> None:
-        text = escape(bytes(self._line).removesuffix(b"\r")) + (" ... [cut]" if self._cut else "")
+        text = escape(bytes(self._line).removesuffix(b"\r"))
+        if self._cut or len(text) > _MAX_LINE_BYTES:
+            # Once more, for an escaped byte is up to four characters.
+            text = text[:_MAX_LINE_BYTES] + " ... [cut]"
         self._line.clear()
         self._cut = False
         if self._logger is not None:
@@ -98,7 +107,7 @@ class StderrReader:
     """Reads the stderr pipes of a pool's workers, and never waits for whoever reads the host's fd 2.
 
     While fd 2 is stuck, no more is read from the workers that are passed on: they then wait for its reader,
-    as they would if they had inherited it.
+    as they would if they had inherited it.  Of those that end meanwhile a bounded part is kept.
 
     Args:
         selector: The watchdog's; the key's data is the function to call.
@@ -113,7 +122,10 @@ class StderrReader:
         # INVARIANT: {process: its record} of those added and not drained that are passed on.
         self._passed_on: dict[ChildProcess, WorkerStderr] = {}
         self._paused = False
-        self._broken = False
+        # Bytes of ended workers that found no room since `held` was last empty.
+        self._dropped = 0
+        # What gets the number of a closed fd 2 later is some file or connection of the host's.
+        self._broken = not _is_open(2)
 
     def add(self, child: ChildProcess, record: WorkerStderr) -> None:
         """Read the process's stderr from now on."""
@@ -140,12 +152,17 @@ class StderrReader:
     def _listen(self, child: ChildProcess, record: WorkerStderr) -> None:
         if child.stderr_fd is not None:
             # Bounded, so that a flood leaves time for the watchdog's other duties.
-            on_data = functools.partial(self._read, child, record, READ_BYTES)
+            on_data = functools.partial(self._on_data, child, record)
             self._selector.register(child.stderr_fd, selectors.EVENT_READ, on_data)
 
     def _unlisten(self, child: ChildProcess) -> None:
         if child.stderr_fd is not None and child.stderr_fd in self._selector.get_map():
             self._selector.unregister(child.stderr_fd)
+
+    def _on_data(self, child: ChildProcess, record: WorkerStderr) -> None:
+        # Another worker's output may have begun the pause after the selector has told of both.
+        if not (record.passed_on and self._paused):
+            self._read(child, record, READ_BYTES)
 
     def _read(self, child: ChildProcess, record: WorkerStderr, limit_bytes: int) -> None:
         while limit_bytes > 0 and child.stderr_fd is not None:
@@ -162,9 +179,18 @@ class StderrReader:
             limit_bytes -= len(data)
             record.feed(data)
             if record.passed_on and not self._broken:
-                self.held += data
+                self._hold(data)
         if record.passed_on:
             self._pass_on()
+
+    def _hold(self, data: bytes) -> None:
+        if len(self.held) + len(data) > _HELD_AT_MOST_BYTES:
+            self._write_held()
+        # One gap at one place: after the first dropped byte nothing is taken until all before it is written.
+        room = 0 if self._dropped else _HELD_AT_MOST_BYTES - len(self.held)
+        if not self._broken:
+            self.held += data[:room]
+            self._dropped += len(data[room:])
 
     def _pass_on(self) -> None:
         """Write to fd 2, have its readiness told while something is held, pause and go on."""
@@ -185,13 +211,20 @@ class StderrReader:
 
     def _write_held(self) -> None:
         try:
-            with memoryview(self.held) as data:
-                count = write_ready(2, data)
-            del self.held[:count]
+            while self.held:
+                with memoryview(self.held) as data:
+                    count = write_ready(2, data)
+                del self.held[:count]
+                if self.held:
+                    break
+                if self._dropped:
+                    self.held += b"\n[snakepit: %d bytes of stderr of ended workers dropped]\n" % self._dropped
+                    self._dropped = 0
         except OSError:
             # Nobody reads the host's stderr any more; that is no reason to disturb the workers.
             self._broken = True
             self.held.clear()
+            self._dropped = 0
 
 
 def write_ready(fd: int, data: memoryview) -> int:
@@ -203,7 +236,45 @@ def write_ready(fd: int, data: memoryview) -> int:
     poll = select.poll()
     poll.register(fd, select.POLLOUT)
     written = 0
-    while written < len(data) and poll.poll(0):
-        # A pipe that polls writable takes PIPE_BUF bytes without blocking.
-        written += os.write(fd, data[written : written + select.PIPE_BUF])
+    with _writer(fd) as write, contextlib.suppress(BlockingIOError):
+        while written < len(data) and poll.poll(0):
+            written += write(data[written : written + select.PIPE_BUF])
     return written
+
+
+@contextlib.contextmanager
+def _writer(fd: int) -> Iterator[Callable[[memoryview], int]]:
+    """Give a function that writes to what ``fd`` stands for now, and does not wait where that can be had.
+
+    A terminal polls writable with one byte of room, a pipe until another writer has filled it.  The flags of
+    ``fd`` itself are shared with every process that inherited it, so they stay as they are.
+    """
+    mode = os.fstat(fd).st_mode
+    if stat.S_ISSOCK(mode):
+        # The type's flag keeps `socket.setdefaulttimeout` from changing those of ``fd``.
+        kind = socket.SOCK_STREAM | getattr(socket, "SOCK_NONBLOCK", 0)
+        line = socket.socket(type=kind, fileno=fd)
+        try:
+            yield lambda data: line.send(data, socket.MSG_DONTWAIT | getattr(socket, "MSG_NOSIGNAL", 0))
+        finally:
+            line.detach()
+        return
+    own_fd = None
+    # Not regular files: the offset of another description would begin anew.
+    if stat.S_ISFIFO(mode) or os.isatty(fd):
+        path = f"/proc/self/fd/{fd}" if sys.platform == "linux" else f"/dev/fd/{fd}"
+        with contextlib.suppress(OSError):
+            own_fd = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    try:
+        yield functools.partial(os.write, fd if own_fd is None else own_fd)
+    finally:
+        if own_fd is not None:
+            os.close(own_fd)
+
+
+def _is_open(fd: int) -> bool:
+    try:
+        os.fstat(fd)
+    except OSError:
+        return False
+    return True

@@ -9,7 +9,7 @@ import pytest
 from architecture.survey import imports_of, modules
 
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors", "_text", "_clock", "_inbox", "_bridges", "telemetry"),
+    ("errors", "_text", "_clock", "_fds", "_inbox", "_bridges", "telemetry"),
     ("_wire", "_supervision", "_store", "_programs", "_limits"),
     ("sessions", "config", "_worker_options", "programs"),
     ("_adapters",),
@@ -27,6 +27,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 BESIDE: dict[str, tuple[str, ...]] = {
     "programs": ("sessions",),
     "errors": ("_text",),
+    "_inbox": ("_fds",),
 }
 
 PURE = ("_wire.messages", "_wire.values", "_core")
