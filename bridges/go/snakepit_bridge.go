@@ -33,6 +33,7 @@ import (
 	"sync/atomic"
 	"syscall"
 	"time"
+	"unicode"
 	"unicode/utf16"
 	"unicode/utf8"
 )
@@ -109,8 +110,17 @@ type Context struct {
 
 	id      int64
 	session *string
+	cancel  context.CancelFunc
 	over    bool // guarded by worker.out.mutex
 	worker  *worker
+}
+
+// end says that the request is over, also to goroutines that its handler has left behind.
+func (c *Context) end() {
+	c.cancel()
+	c.worker.out.mutex.Lock()
+	defer c.worker.out.mutex.Unlock()
+	c.over = true
 }
 
 // Session returns the session of the request, if it has one.
@@ -159,6 +169,22 @@ func Run() {
 	w.out.timer.Stop()
 	w.requests = newPump(os.NewFile(uintptr(in), "requests"), w)
 	w.in = bufio.NewReaderSize(w.requests, chunkBytes)
+	w.live(true)
+}
+
+// live serves until the requests end.
+func (w *worker) live(onMain bool) {
+	// runtime.Goexit in a handler ends this goroutine: another one goes on.  What the program's main has deferred
+	// must not run meanwhile.
+	defer func() {
+		if problem := recover(); problem != nil {
+			panic(problem)
+		}
+		go w.live(false)
+		if onMain {
+			select {}
+		}
+	}()
 	os.Exit(w.run())
 }
 
@@ -786,7 +812,12 @@ func (e *encoder) value(value any) error {
 			}
 		}
 		return e.refuse("%q is not a JSON number", string(v))
-	case time.Time, *time.Time, time.Duration:
+	case *time.Time:
+		if v != nil {
+			return e.value(*v)
+		}
+		e.out = append(e.out, "null"...)
+	case time.Time, time.Duration:
 		return e.refuse("%T is not a JSON type; convert it, for example with Format or Seconds", v)
 	case json.Marshaler:
 		if r := reflect.ValueOf(v); r.Kind() == reflect.Pointer && r.IsNil() {
@@ -827,7 +858,12 @@ func (e *encoder) reflected(v reflect.Value) error {
 			e.out = append(e.out, "null"...)
 			return nil
 		}
-		return e.inside(identity{v.Pointer(), -1}, func() error { return e.value(v.Elem().Interface()) })
+		return e.inside(identity{v.Pointer(), -1}, func() error {
+			if !v.CanInterface() {
+				return e.reflected(v.Elem())
+			}
+			return e.value(v.Elem().Interface())
+		})
 	case reflect.Slice:
 		if v.Type().Elem().Kind() == reflect.Uint8 {
 			return e.attach(v.Bytes())
@@ -1020,7 +1056,13 @@ func (e *encoder) structure(v reflect.Value) error {
 			}
 			empty = false
 			e.out = append(appendText(e.out, f.name), ':')
-			if err := e.item(step{f.name, -1}, func() error { return e.value(member.Interface()) }); err != nil {
+			err = e.item(step{f.name, -1}, func() error {
+				if !member.CanInterface() { // an embedded struct of an unexported type
+					return e.reflected(member)
+				}
+				return e.value(member.Interface())
+			})
+			if err != nil {
 				return err
 			}
 		}
@@ -1045,6 +1087,8 @@ type field struct {
 	name      string
 	index     []int
 	omitEmpty bool
+	tagged    bool // the name is from its tag
+	clashes   bool // with another one of the same rank: both are hidden
 }
 
 func (f field) mayMiss(owner reflect.Type) bool {
@@ -1053,27 +1097,90 @@ func (f field) mayMiss(owner reflect.Type) bool {
 
 var knownFields sync.Map // reflect.Type -> []field
 
-// fieldsOf returns a struct's fields by the names of encoding/json, those of embedded structs among them.
+// fieldsOf returns a struct's fields by the rules of encoding/json, those of embedded structs among them.
 func fieldsOf(t reflect.Type) []field {
 	if known, ok := knownFields.Load(t); ok {
 		return known.([]field)
 	}
-	var fields []field
-	for _, f := range reflect.VisibleFields(t) {
-		tag := f.Tag.Get("json")
-		name, options, _ := strings.Cut(tag, ",")
-		embedded := f.Anonymous && name == "" && indirect(f.Type).Kind() == reflect.Struct
-		if tag == "-" || embedded || !f.IsExported() {
-			continue
-		}
-		if name == "" {
-			name = f.Name
-		}
-		omitEmpty := strings.Contains(","+options+",", ",omitempty,")
-		fields = append(fields, field{name, f.Index, omitEmpty})
+	type embedded struct {
+		t     reflect.Type
+		index []int
 	}
+	ranked := map[string]field{}
+	seen := map[reflect.Type]bool{}
+	times := map[reflect.Type]int{}
+	for level := []embedded{{t, nil}}; len(level) > 0; {
+		var deeper []embedded
+		timesDeeper := map[reflect.Type]int{}
+		for _, owner := range level {
+			seen[owner.t] = true
+			for i := 0; i < owner.t.NumField(); i++ {
+				f := owner.t.Field(i)
+				inner := indirect(f.Type)
+				holder := f.Anonymous && inner.Kind() == reflect.Struct
+				tag := f.Tag.Get("json")
+				if tag == "-" || !f.IsExported() && !holder {
+					continue
+				}
+				index := append(append([]int(nil), owner.index...), i)
+				name, options, _ := strings.Cut(tag, ",")
+				if !isName(name) {
+					name = ""
+				}
+				if holder && name == "" {
+					if timesDeeper[inner]++; timesDeeper[inner] == 1 {
+						deeper = append(deeper, embedded{inner, index})
+					}
+					continue
+				}
+				omitEmpty := strings.Contains(","+options+",", ",omitempty,")
+				found := field{name, index, omitEmpty, name != "", times[owner.t] > 1}
+				if name == "" {
+					found.name = f.Name
+				}
+				// The first level wins, and there a tag.
+				other, taken := ranked[found.name]
+				switch sameLevel := len(other.index) == len(index); {
+				case !taken, sameLevel && found.tagged && !other.tagged:
+					ranked[found.name] = found
+				case sameLevel && found.tagged == other.tagged:
+					other.clashes = true
+					ranked[found.name] = other
+				}
+			}
+		}
+		level, times = nil, timesDeeper
+		for _, next := range deeper {
+			if !seen[next.t] {
+				level = append(level, next)
+			}
+		}
+	}
+	var fields []field
+	for _, f := range ranked {
+		if !f.clashes {
+			fields = append(fields, f)
+		}
+	}
+	sort.Slice(fields, func(i, j int) bool { return before(fields[i].index, fields[j].index) })
 	knownFields.Store(t, fields)
 	return fields
+}
+
+func isName(text string) bool {
+	return strings.IndexFunc(text, func(r rune) bool {
+		return !unicode.IsLetter(r) && !unicode.IsDigit(r) && !strings.ContainsRune("!#$%&()*+-./:;<=>?@[]^_{|}~ ", r)
+	}) < 0
+}
+
+// before compares the places of two fields in the source.
+func before(a, b []int) bool {
+	for i := 0; i < min(len(a), len(b)); i++ {
+		if a[i] != b[i] {
+			return a[i] < b[i]
+		}
+	}
+	return len(a) < len(b)
 }
 
 func indirect(t reflect.Type) reflect.Type {
@@ -1515,7 +1622,16 @@ type panicked struct {
 	stack string
 }
 
-func (p *panicked) Error() string { return fmt.Sprint(p.value) }
+func (p *panicked) Error() string {
+	if p.value == nil {
+		return "panic called with nil argument"
+	}
+	return fmt.Sprint(p.value)
+}
+
+type goexit struct{}
+
+func (goexit) Error() string { return "runtime.Goexit was called in place of a return" }
 
 type report struct {
 	Code      string  `json:"code"`
@@ -1551,13 +1667,14 @@ func typeName(value any) string {
 
 // messageOf returns the text of an error whose method may panic itself.
 func messageOf(err error) (text string) {
+	text = typeName(err)
 	defer func() {
 		if second := recover(); second != nil {
 			text = fmt.Sprintf("<Error() of %T panicked: %v>", err, second)
 		}
 	}()
-	if text = capped(err.Error()); text == "" {
-		text = typeName(err)
+	if message := capped(err.Error()); message != "" {
+		return message
 	}
 	return text
 }
@@ -1601,10 +1718,9 @@ func describeMore(err error, r *report, trace *string) {
 		}
 	}
 	if carrier, ok := err.(interface{ Data() any }); ok {
-		data := carrier.Data()
-		e := encoder{root: "data"}
-		if e.value(data) == nil {
-			r.Data = data
+		e := encoder{root: "data", above: make([]identity, 1)} // the report is a level itself
+		if data := carrier.Data(); data != nil && e.value(data) == nil {
+			r.Data = encoded(e.out)
 		}
 	}
 }
@@ -1616,7 +1732,7 @@ type framing struct{ reason string }
 
 func (f *framing) Error() string { return f.reason }
 
-// worker runs requests in order on the main goroutine; only its log is called from others.
+// worker runs requests in order on one goroutine; only its log is called from others.
 type worker struct {
 	requests *pump
 	in       *bufio.Reader
@@ -1794,7 +1910,7 @@ func (w *worker) serve(id int64, message map[string]any) error {
 	job.problem = problem
 	job.claim = message["claim"] == true
 	if len(batch) > 0 {
-		w.serveBatch(job, batch)
+		w.serveBatch(job, batch, 0)
 		return nil
 	}
 	args, given2 := message["args"]
@@ -1836,10 +1952,15 @@ type job struct {
 	problem  error
 }
 
-func (w *worker) serveBatch(job *job, batch []any) {
+func (w *worker) serveBatch(job *job, batch []any, index int) {
+	defer func() {
+		if index < len(batch) { // runtime.Goexit, as in live
+			w.serveBatch(job, batch, index)
+		}
+	}()
 	since := time.Now()
 	w.out.timer.Reset(batchWait)
-	for index, args := range batch {
+	for index < len(batch) {
 		if now := time.Now(); now.Sub(since) > batchWait {
 			w.out.flush()
 			since = now
@@ -1847,7 +1968,8 @@ func (w *worker) serveBatch(job *job, batch []any) {
 			w.out.timer.Reset(batchWait)
 		}
 		job.index = index
-		w.serveItem(job, args)
+		index++
+		w.serveItem(job, batch[job.index])
 	}
 	w.out.timer.Stop()
 	w.out.flush()
@@ -1881,7 +2003,6 @@ func (w *worker) serveItem(job *job, args any) {
 		os.Exit(0)
 	}
 	w.perform(job, args)
-	w.busy.Store(false)
 }
 
 // claim takes the byte that stands for one request sent ahead; false: the host has taken it back.
@@ -1904,13 +2025,12 @@ func claim() (bool, error) {
 	}
 }
 
-func (w *worker) context(job *job) (*Context, context.CancelFunc) {
+func (w *worker) context(job *job) *Context {
 	ctx := &Context{WorkerID: w.id, WorkerState: w.state, id: job.id, session: job.session, worker: w}
-	var cancel context.CancelFunc
 	if job.deadline != nil {
-		ctx.Context, cancel = context.WithDeadline(context.Background(), *job.deadline)
+		ctx.Context, ctx.cancel = context.WithDeadline(context.Background(), *job.deadline)
 	} else {
-		ctx.Context, cancel = context.WithCancel(context.Background())
+		ctx.Context, ctx.cancel = context.WithCancel(context.Background())
 	}
 	if job.session == nil {
 		ctx.State = map[string]any{}
@@ -1918,42 +2038,57 @@ func (w *worker) context(job *job) (*Context, context.CancelFunc) {
 		ctx.State = map[string]any{}
 		w.sessions[*job.session] = ctx.State
 	}
-	return ctx, cancel
+	return ctx
 }
 
 func (w *worker) perform(job *job, args any) {
 	w.count++
-	ctx, cancel := w.context(job)
+	ctx := w.context(job)
+	answered := false
+	defer func() {
+		if !answered {
+			ctx.end()
+			w.replyError(job.id, job.index, &panicked{goexit{}, userStack()}, job.command)
+		}
+		w.busy.Store(false)
+	}()
 	result, err := call(job.command, args, ctx)
-	cancel()
-	w.out.mutex.Lock()
-	ctx.over = true
-	w.out.mutex.Unlock()
+	ctx.end()
 	if err == nil {
 		err = w.reply(job.id, job.index, result)
 	}
 	if err != nil {
 		w.replyError(job.id, job.index, err, job.command)
 	}
+	answered = true
 }
 
 // call runs a handler; a panic is its error.
 func call(c *command, args any, ctx *Context) (result any, err error) {
+	returned := false
 	defer func() {
-		if value := recover(); value != nil {
-			stack := string(debug.Stack())
-			// What is above is this function and the runtime.
-			if _, rest, found := strings.Cut(stack, "\npanic("); found {
-				if _, below, found := strings.Cut(rest, "\n\t"); found {
-					if _, user, found := strings.Cut(below, "\n"); found {
-						stack = user
-					}
-				}
-			}
-			result, err = nil, &panicked{value, stack}
+		if !returned { // before Go 1.21 the value of panic(nil) is nil
+			result, err = nil, &panicked{recover(), userStack()}
 		}
 	}()
-	return c.call(args, ctx)
+	result, err = c.call(args, ctx)
+	returned = true
+	return result, err
+}
+
+// userStack returns the stack without the deferred function that asks for it, and the runtime's part below that.
+func userStack() string {
+	stack := string(debug.Stack())
+	for _, call := range []string{"\npanic(", "\nruntime.Goexit("} {
+		if _, rest, found := strings.Cut(stack, call); found {
+			if _, below, found := strings.Cut(rest, "\n\t"); found {
+				if _, user, found := strings.Cut(below, "\n"); found {
+					return user
+				}
+			}
+		}
+	}
+	return stack
 }
 
 // takeAttachments reads the raw frames that follow a message and puts them in place.
@@ -2057,7 +2192,16 @@ func (w *worker) start(id int64, message map[string]any) (answered bool, err err
 	}
 	w.busy.Store(true)
 	defer w.busy.Store(false)
-	if err := w.load(startArgs); err != nil {
+	loaded := false
+	defer func() {
+		if !loaded {
+			w.replyError(id, -1, &panicked{goexit{}, userStack()}, nil)
+			os.Exit(1)
+		}
+	}()
+	err = w.load(startArgs)
+	loaded = true
+	if err != nil {
 		return false, err
 	}
 	if protocol == nil {
@@ -2164,9 +2308,9 @@ func (w *worker) load(startArgs any) error {
 		return badArgs("start_args were given, but the program calls no snakepit.OnStart")
 	}
 	for _, starter := range starters {
-		ctx, cancel := w.context(&job{id: -1, index: -1})
+		ctx := w.context(&job{id: -1, index: -1})
 		_, err := call(starter, startArgs, ctx)
-		cancel()
+		ctx.end()
 		if err != nil {
 			return err
 		}
@@ -2333,14 +2477,17 @@ func (w *worker) head(id any, index int) []byte {
 }
 
 func (w *worker) reply(id int64, index int, result any) (err error) {
+	encoding := true
 	defer func() {
-		if value := recover(); value != nil { // a MarshalJSON of the program
-			err = &panicked{value, string(debug.Stack())}
+		if encoding { // a MarshalJSON of the program
+			err = &panicked{recover(), userStack()}
 		}
 	}()
 	e := encoder{out: w.head(id, index), root: "result", bytes: w.agrees("attachments")}
 	e.out = append(e.out, `,"success":true,"result":`...)
-	if err := e.value(result); err != nil {
+	err = e.value(result)
+	encoding = false
+	if err != nil {
 		return err
 	}
 	if len(e.blobs) > 0 {

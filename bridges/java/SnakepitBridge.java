@@ -76,6 +76,7 @@ public final class SnakepitBridge {
     static final int DEFAULT_MAX_FRAME = 64 << 20;
     static final int LARGEST_MAX_FRAME = (128 << 20) - 1; // from 128 MiB on, leaked text could be a length
     static final int CHUNK_BYTES = 64 << 10; // what a Linux pipe holds
+    private static final Runtime RUNTIME = Runtime.getRuntime(); // to halt where no memory is left to load classes
 
     /** Makes a method a command, named like the method or as said. */
     @Retention(RetentionPolicy.RUNTIME)
@@ -138,8 +139,21 @@ public final class SnakepitBridge {
         } catch (IOException | IllegalArgumentException error) {
             usage(Errors.text(error));
         }
-        int status = worker.run();
-        System.exit(status);
+        try {
+            Class.forName("java.lang.Shutdown"); // as for RUNTIME
+            System.exit(worker.run());
+        } catch (Throwable error) {
+            fail(error);
+        }
+    }
+
+    /** End at once what cannot go on: threads of the handlers would keep a process alive that serves nobody. */
+    static void fail(Throwable error) {
+        try {
+            complain("the bridge cannot go on: " + Errors.type(error) + ": " + Errors.text(error));
+        } finally {
+            RUNTIME.halt(70); // EX_SOFTWARE
+        }
     }
 
     private static void usage(String problem) {
@@ -443,6 +457,8 @@ final class Input implements Runnable {
             Thread.sleep(GRACE_MS);
         } catch (IOException | InterruptedException error) {
             return; // the main thread will meet the same
+        } catch (Error error) {
+            SnakepitBridge.fail(error); // what was read is lost
         }
         if (!isFinished()) Runtime.getRuntime().halt(0);
     }
@@ -1018,6 +1034,7 @@ record Encoded(byte[] bytes, int from, int size) {
 /** Exceptions as the host is told of them. */
 final class Errors {
     private static final int MAX_TEXT_BYTES = 64 << 10;
+    private static final String REFLECTION = "\\s+at (java\\.base/)?(jdk\\.internal|java\\.lang)\\.reflect\\..*";
 
     private Errors() {}
 
@@ -1056,7 +1073,7 @@ final class Errors {
         try {
             String message = error.getMessage();
             return message == null || message.isEmpty() ? type(error) : cap(message);
-        } catch (RuntimeException second) {
+        } catch (Throwable second) {
             return "<getMessage() of " + type(error) + " raised " + type(second) + ">";
         }
     }
@@ -1066,43 +1083,57 @@ final class Errors {
         StringWriter all = new StringWriter();
         try {
             error.printStackTrace(new PrintWriter(all));
-        } catch (RuntimeException second) {
+        } catch (Throwable second) {
             return type(error) + "\n<its traceback cannot be shown: " + type(second) + ">\n";
         }
-        StringBuilder shown = new StringBuilder();
-        boolean below = false;
+        List<String> shown = new ArrayList<>();
         for (String line : all.toString().split("\n")) {
-            boolean own = line.contains("jdk.internal.reflect.") || line.contains("snakepit.");
-            below = line.startsWith("\tat ") && (below || own);
-            if (!below) shown.append(line).append('\n');
+            if (!line.stripLeading().startsWith("at ")) cutBelow(shown);
+            shown.add(line);
         }
-        return cap(shown.toString());
+        cutBelow(shown);
+        return cap(String.join("\n", shown) + "\n");
+    }
+
+    /** Drop the last frames if they are the bridge's, and the reflection by which it calls. */
+    private static void cutBelow(List<String> frames) {
+        int end = frames.size();
+        while (end > 0 && frames.get(end - 1).matches("\\s+at snakepit\\.[A-Z].*")) end--;
+        if (end == frames.size()) return;
+        while (end > 0 && frames.get(end - 1).matches(REFLECTION)) end--;
+        frames.subList(end, frames.size()).clear();
     }
 
     /** The `error` object of a reply: PROTOCOL.md, "Errors". */
     static Map<String, Object> describe(Throwable error) {
+        Map<String, Object> report = describeBriefly(error);
+        if (error instanceof Refusal) return report;
+        report.put("traceback", traceback(error));
+        try {
+            Encoded data = data(error);
+            if (data != null) report.put("data", data);
+            Throwable cause = error.getCause();
+            if (cause != null) report.put("cause", Map.of("type", type(cause), "message", text(cause)));
+        } catch (Throwable unreadable) {
+            return report; // extras: what cannot be told of them must not hide the error itself
+        }
+        return report;
+    }
+
+    /** The same without what the exception itself has to tell. */
+    static Map<String, Object> describeBriefly(Throwable error) {
         Map<String, Object> report = new LinkedHashMap<>();
         Refusal refusal = error instanceof Refusal known ? known : null;
         report.put("code", refusal == null ? "handler_error" : refusal.code);
         report.put("type", refusal == null ? type(error) : refusal.type);
         report.put("message", text(error));
-        report.put("traceback", refusal == null ? traceback(error) : null);
+        report.put("traceback", null);
         report.put("language", "java");
-        if (refusal != null) return report;
-        Object data = data(error);
-        if (data != null) report.put("data", data);
-        Throwable cause = error.getCause();
-        if (cause != null) {
-            Map<String, Object> inner = new LinkedHashMap<>();
-            inner.put("type", type(cause));
-            inner.put("message", text(cause));
-            report.put("cause", inner);
-        }
         return report;
     }
 
     /** The public field `data` of an exception, or what its getData() returns, if JSON can carry that. */
-    private static Object data(Throwable error) {
+    private static Encoded data(Throwable error) {
         Object data;
         try {
             Method getter = error.getClass().getMethod("getData");
@@ -1117,11 +1148,12 @@ final class Errors {
                 return null;
             }
         }
+        if (data == null) return null;
         try {
-            new Text(256).value(data, "data", null, null);
-            return data;
-        } catch (RuntimeException unencodable) {
-            return null; // an extra: what cannot be sent of it must not hide the error itself
+            Text text = new Text(256).value(List.of(data), "data", null, null); // a list: the report takes a level
+            return new Encoded(text.bytes, 1, text.size - 2);
+        } catch (Throwable unencodable) {
+            return null;
         }
     }
 }
@@ -1318,6 +1350,14 @@ abstract class Handler {
 
 /** A method of the user: binds args to its parameters. */
 final class MethodHandler extends Handler {
+    private static final List<String> ANYTHING = List.of(
+            "java.lang.Object",
+            "java.util.Map",
+            "java.util.Map<?, ?>",
+            "java.util.Map<java.lang.String, ?>",
+            "java.util.Map<java.lang.String, java.lang.Object>",
+            "java.util.Map<java.lang.Object, java.lang.Object>");
+
     private final Registry registry;
     private final String className;
     private final String methodName;
@@ -1426,8 +1466,8 @@ final class MethodHandler extends Handler {
             if (only != null) return false;
             only = parameter;
         }
-        if (only == null || only.getType() != Map.class && only.getType() != Object.class) return false;
-        return !only.isNamePresent() || only.getName().equals("args");
+        if (only == null || only.isNamePresent() && !only.getName().equals("args")) return false;
+        return ANYTHING.contains(only.getParameterizedType().getTypeName());
     }
 
     void initialize() throws ReflectiveOperationException {
@@ -1972,6 +2012,9 @@ final class Worker {
             } catch (IOException error) {
                 SnakepitBridge.complain("cannot read requests: " + Errors.text(error));
                 status = 2;
+            } catch (Throwable error) {
+                input.data = null; // the last words need memory
+                throw error;
             }
         }
         input.finish();
@@ -2338,11 +2381,15 @@ final class Worker {
     }
 
     private void replyError(Long id, int index, Throwable error) {
-        Map<String, Object> report = Errors.describe(error);
-        if (!sendError(id, index, report)) {
-            report.remove("data");
-            report.remove("cause");
-            report.put("traceback", null);
+        int at = held.size;
+        boolean complete = false;
+        try {
+            complete = sendError(id, index, Errors.describe(error));
+        } catch (Throwable second) {
+            held.size = at; // out of memory: there may be enough for less
+        }
+        if (!complete) {
+            Map<String, Object> report = Errors.describeBriefly(error);
             String message = Errors.shorten((String) report.get("message"), Math.max(16, input.maxFrame / 8));
             report.put("message", Errors.cap(message));
             sendError(id, index, report);

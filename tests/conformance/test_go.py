@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -9,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conformance.driver import (
@@ -128,6 +130,169 @@ func main() {
 }
 """
 
+STRUCTS = """
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"runtime"
+	"time"
+
+	"worker/snakepit"
+)
+
+type Base struct {
+	ID     int    `json:"id"`
+	Secret string `json:"secret"`
+}
+type Other struct {
+	ID    int `json:"id"`
+	Extra int
+}
+type Named struct{ Name string }
+type lower struct{ Low int }
+type Number int
+type number int
+type Pair[T any] struct{ A, B T }
+type Left struct{ Base; L int }
+type Right struct{ Base; R int }
+type Loop struct {
+	*Loop
+	N int
+}
+type Word struct { Plain string; ByTag string `json:"Extra"` }
+type Late struct{ Word }
+
+type Kept struct { Base; X int }
+type Tagged struct { Base `json:"base"`; X int }
+type Dashed struct { Base `json:"-"`; X int }
+type CalledDash struct { Base `json:"-,"`; X int }
+type OuterWins struct { Base; Own string `json:"id"` }
+type OuterWinsFirst struct { Own string `json:"secret"`; Base }
+type Pointer struct { *Base; X int }
+type NilPointer struct { *Base; X int }
+type Unexported struct { lower; X int }
+type UnexportedTagged struct { lower `json:"low"`; X int }
+type UnexportedPointer struct { *lower `json:"low"`; X int }
+type Clash struct { Base; Other; X int }
+type ClashBelow struct { Base; Other; ID string `json:"id"` }
+type TagWins struct { Other; Word }
+type DepthWins struct { Late; Other }
+type Diamond struct { Left; Right }
+type NotStructs struct { Number; number; fmt.Stringer }
+type Generic struct { Pair[int]; X int }
+type OddNames struct { A int `json:"a'b"`; B int `json:"b-c/d"`; C int `json:",omitempty"`; d int }
+type Renamed struct { Named `json:",omitempty"`; N int `json:"Name"` }
+type Dates struct { When *time.Time `json:"when"`; N int }
+type Empty struct { Base `json:"base,omitempty"`; P *Base `json:"p,omitempty"`; N int `json:"n,omitempty"` }
+
+var examples = map[string]any{}
+
+// both is a value as this bridge and as encoding/json sees it.
+func both(value any) any {
+	text, err := json.Marshal(value)
+	if err != nil {
+		return err.Error()
+	}
+	return []any{value, string(text)}
+}
+
+// add has a value of a type as an example, and the type as args.
+func add[T any](value T) {
+	name := fmt.Sprintf("%T", value)
+	examples[name] = both(value)
+	snakepit.Command(name, func(args T, _ *snakepit.Context) (any, error) { return both(args), nil })
+}
+
+type deep struct{ data any }
+
+func (d deep) Error() string { return "deep" }
+func (d deep) Data() any     { return d.data }
+
+type marshals func()
+
+func (m marshals) MarshalJSON() ([]byte, error) {
+	m()
+	return nil, nil
+}
+
+type Kind struct {
+	Kind string `json:"kind"`
+}
+type Level struct {
+	V any `json:"v"`
+}
+
+var endings = map[string]func(){
+	"return":     func() {},
+	"panic(nil)": func() { panic(nil) },
+	"panic":      func() { panic("text") },
+	"Goexit":     runtime.Goexit,
+}
+
+func main() {
+	base := Base{7, "s"}
+	add(Kept{base, 1})
+	add(Tagged{base, 1})
+	add(Dashed{base, 1})
+	add(CalledDash{base, 1})
+	add(OuterWins{base, "own"})
+	add(OuterWinsFirst{"own", base})
+	add(Pointer{&base, 1})
+	add(NilPointer{nil, 1})
+	add(Unexported{lower{2}, 1})
+	add(UnexportedTagged{lower{2}, 1})
+	add(UnexportedPointer{&lower{2}, 1})
+	add(Clash{base, Other{8, 9}, 1})
+	add(ClashBelow{base, Other{8, 9}, "own"})
+	add(TagWins{Other{8, 9}, Word{"p", "t"}})
+	add(DepthWins{Late{Word{"p", "t"}}, Other{8, 9}})
+	add(Diamond{Left{base, 1}, Right{base, 2}})
+	add(NotStructs{3, 4, nil})
+	add(Generic{Pair[int]{1, 2}, 3})
+	add(OddNames{1, 2, 3, 4})
+	add(Loop{&Loop{nil, 1}, 2})
+	add(Renamed{Named{"n"}, 1})
+	add(Dates{nil, 1})
+	add(Empty{})
+
+	late := make(chan string)
+	logged := make(chan bool)
+	snakepit.OnStart(func(args Kind, ctx *snakepit.Context) error {
+		go func() {
+			ctx.Log(<-late, "info", nil)
+			logged <- true
+		}()
+		endings[args.Kind]()
+		return nil
+	})
+	snakepit.Command("log_late", func(any, *snakepit.Context) (bool, error) {
+		late <- "of the start"
+		return <-logged, nil
+	})
+	snakepit.Command("examples", func(any, *snakepit.Context) (any, error) { return examples, nil })
+	snakepit.Command("deep", func(args Level, _ *snakepit.Context) (any, error) { return nil, deep{args.V} })
+	snakepit.Command("end", func(args Kind, ctx *snakepit.Context) (any, error) {
+		count, _ := ctx.WorkerState["count"].(int)
+		ctx.WorkerState["count"] = count + 1
+		endings[args.Kind]()
+		return count, nil
+	})
+	snakepit.Command("marshal", func(args Kind, _ *snakepit.Context) (any, error) {
+		return marshals(endings[args.Kind]), nil
+	})
+	defer os.Exit(9) // what main has deferred is for a main that ends
+	snakepit.Run()
+}
+"""
+
+ENDINGS = [
+    *(("end", "panic(nil)"), ("end", "Goexit")),
+    *(("marshal", "panic(nil)"), ("marshal", "Goexit"), ("marshal", "panic")),
+]
+
 
 @pytest.fixture
 def go(require_runtime: Callable[[str], str]) -> Bridge:
@@ -154,6 +319,28 @@ def types(require_runtime: Callable[[str], str], tmp_path_factory: pytest.TempPa
     """Return a program with a command for each type."""
     require_runtime("go")
     return build(tmp_path_factory.mktemp("types"), TYPES)
+
+
+@pytest.fixture(scope="module")
+def structs(require_runtime: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a program with structs of all kinds, and functions that do not return."""
+    require_runtime("go")
+    return build(tmp_path_factory.mktemp("structs"), STRUCTS)
+
+
+@pytest.fixture
+def own(structs: Path) -> Iterator[Worker]:
+    """Return a started worker of that program."""
+    with Worker([str(structs)]) as started:
+        start_with(started, "return")
+        yield started
+
+
+def start_with(worker: Worker, kind: str) -> Any:
+    """Return the answer to the first ping of a worker whose start ends like this."""
+    handshake = {"versions": [1], "max_frame": 1 << 20, "capabilities": ["errors", "batch", "log"]}
+    args = {"worker_id": "w1", "initialization": True, "protocol": handshake, "start_args": {"kind": kind}}
+    return worker.call(0, "ping", args)
 
 
 @pytest.fixture
@@ -300,3 +487,86 @@ def test_snakepit_commands_shows_types(types: Path) -> None:
 
     assert re.search(r"^ *int +v: integer +Take an integer\.", shown, re.MULTILINE), shown
     assert re.search(r"^ *whole Point +x: integer, Y\?: number or null, tag\?: string", shown, re.MULTILINE), shown
+
+
+def test_structs_are_what_encoding_json_makes_of_them(own: Worker) -> None:
+    """Embedded ones among them, by depth, tag and conflict; the same names, in the same order, back in args."""
+    examples = own.call(1, "examples")["result"]
+
+    for name, (ours, text) in examples.items():
+        theirs = json.loads(text)
+        assert theirs == ours, name
+        assert [*theirs] == [*ours], name
+        # The fields of a missing embedded struct would be needed; encoding/json cannot set the other one either.
+        if name not in ("main.NilPointer", "main.UnexportedPointer"):
+            assert {"id": 2, "success": True, "result": [theirs, text]} == own.call(2, name, theirs), name
+
+
+def test_schemas_have_the_fields_of_encoding_json(structs: Path) -> None:
+    """No field that is hidden, and each name once."""
+    with Worker([str(structs)]) as worker:
+        handshake = start_with(worker, "return")["result"]["protocol"]["commands"]
+        examples = worker.call(1, "examples")["result"]
+
+        for name in examples.keys() - {"main.NilPointer", "main.Empty"}:  # whose examples lack fields
+            assert [*json.loads(examples[name][1])] == handshake[name]["params"], name
+            assert [*handshake[name]["schema"]["properties"]] == handshake[name]["params"], name
+        assert ["base", "p", "n"] == handshake["main.Empty"]["params"]
+
+
+def test_functions_that_do_not_return_are_errors(own: Worker) -> None:
+    """A panic with nil and runtime.Goexit too, in a handler and in its result; the worker and its state live."""
+    for count in range(3):
+        errors = [own.call(1, command, {"kind": kind})["error"] for command, kind in ENDINGS]
+
+        assert [
+            *("panic called with nil argument", "runtime.Goexit was called in place of a return"),
+            *("panic called with nil argument", "runtime.Goexit was called in place of a return", "text"),
+        ] == [re.sub(r" \(use GODEBUG.*", "", error["message"]) for error in errors]
+        assert {"handler_error"} == {error["code"] for error in errors}
+        assert all("main.go:" in error["traceback"] for error in errors)
+        assert 3 * count + 2 == own.call(2, "end", {"kind": "return"})["result"]
+
+
+def test_items_behind_one_that_does_not_return_are_served(own: Worker) -> None:
+    """And the requests behind that batch; in the end the status is 0."""
+    kinds = ["return", "Goexit", "return", "Goexit", "Goexit", "return", "Goexit"]
+    own.send({"id": 1, "command": "end", "batch": [{"kind": kind} for kind in kinds]})
+    replies = [own.receive() for _ in kinds]
+
+    assert [*range(7)] == [reply["index"] for reply in replies]
+    assert ["return" == kind for kind in kinds] == [reply["success"] for reply in replies]
+    assert 7 == own.call(2, "end", {"kind": "return"})["result"]
+    own.close_requests()
+    assert 0 == own.wait()
+
+
+@pytest.mark.parametrize("kind", ["panic(nil)", "Goexit"])
+def test_start_that_does_not_return_fails(structs: Path, kind: str) -> None:
+    """The first ping is answered, and the exit status is 1."""
+    with Worker([str(structs)]) as worker:
+        reply = start_with(worker, kind)
+
+        assert "handler_error" == reply["error"]["code"]
+        assert 1 == worker.wait()
+
+
+def test_data_as_deep_as_a_report_can_hold(own: Worker) -> None:
+    """The report takes one of the 256 levels; deeper data is left out."""
+    nested: list[Any] = []
+    for _ in range(254):
+        nested = [nested]
+
+    held = own.call(1, "deep", {"v": nested})["error"]
+    deeper = own.call(2, "deep", {"v": [nested]})["error"]
+
+    assert ("deep", nested) == (held["message"], held["data"])
+    assert "deep" == deeper["message"]
+    assert "data" not in deeper
+
+
+def test_log_of_the_start_goes_to_stderr_after_it(own: Worker) -> None:
+    """No message names a request that was never made."""
+    assert own.call(1, "log_late")["result"]
+
+    assert "snakepit_bridge: [info] of the start" in own.stderr()

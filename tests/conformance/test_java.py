@@ -1,15 +1,18 @@
-"""What only the Java bridge does: it reads ahead behind slow handlers, and compiles sources that were not prepared."""
+"""What only the Java bridge does: reading ahead behind slow handlers, compiling by itself, exceptions of any kind."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from conformance.driver import Bridge, Worker, bridge_of, start_bridge
+from conformance.driver import Bridge, Worker, bridge_of, dumps, start_bridge
 from conformance.schemas import LISTS, NOT_BYTES, disagreements
 
 from snakepit import JavaAdapter
+from snakepit._conformance.finding import Finding
 
 SLOW_MS = 250  # more than the bridge's own 100 ms: the watcher then waits for the pipe, not the main thread
 
@@ -21,6 +24,72 @@ TYPES = [
     *("Map", "Map<String, Byte>", "Map<String, Object>", "Map<String, List<Integer>>"),
     *("Optional", "Optional<Byte>", "Optional<int[]>", "Optional<Optional<String>>", "Optional<byte[]>"),
 ]
+
+APP = """
+package com.acme.snakepit.app;
+
+import java.util.*;
+import java.util.concurrent.*;
+import snakepit.SnakepitBridge.*;
+
+public class App {
+    static final CountDownLatch NEVER = new CountDownLatch(1);
+    static final Thread OWN = new Thread(() -> {
+        try { NEVER.await(); } catch (InterruptedException left) { return; }
+    });
+
+    public static class Deep extends RuntimeException {
+        public final Object data;
+        Deep(Object data) { super("deep"); this.data = data; }
+    }
+    public static class Once extends RuntimeException {
+        int asked;
+        public Object getData() {
+            return new AbstractMap<String, Object>() {
+                @Override public Set<Map.Entry<String, Object>> entrySet() {
+                    if (asked++ > 0) throw new IllegalStateException("asked again");
+                    return Map.<String, Object>of("a", 1).entrySet();
+                }
+            };
+        }
+    }
+    public static class NoCause extends RuntimeException {
+        @Override public Throwable getCause() { throw new LinkageError("no cause"); }
+    }
+    public static class NoMessage extends RuntimeException {
+        @Override public String getMessage() { throw new LinkageError("no message"); }
+    }
+
+    @OnStart void begin() { OWN.start(); }
+    @Command int fill(int size, Context ctx) {
+        List<Object> all = new ArrayList<>();
+        ctx.workerState().put("all", all);
+        try { while (true) all.add(new byte[size]); } catch (OutOfMemoryError full) { return 1; }
+    }
+    @Command void deep(Object value) { throw new Deep(value); }
+    @Command void once() { throw new Once(); }
+    @Command void no_cause() { throw new NoCause(); }
+    @Command void no_message() { throw new NoMessage(); }
+    @Command int size(String text) { return text.length(); }
+
+    @Command void trace() {
+        try { inner(); }
+        catch (IllegalStateException error) { throw new IllegalArgumentException("outer", error); }
+    }
+    void inner() { throw new IllegalStateException("inner"); }
+    @Command void reflected() throws Exception {
+        try { App.class.getDeclaredMethod("target").invoke(null); }
+        catch (java.lang.reflect.InvocationTargetException error) { throw (RuntimeException) error.getCause(); }
+    }
+    static void target() { Objects.requireNonNull(null, "deepest"); }
+
+    @Command int sum(Map<String, Integer> args) {
+        int sum = 0;
+        for (int value : args.values()) sum += value;
+        return sum;
+    }
+}
+"""
 
 
 @pytest.fixture
@@ -192,3 +261,99 @@ def test_descriptions_that_do_not_fit_are_left_out(types: list[str]) -> None:
 
         assert {"params": ["v"], "doc": ""} == commands["int"]
         assert worker.call(1, "int", {"v": 1})["success"]
+
+
+@pytest.fixture(scope="module")
+def app(require_runtime: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Return the command line of a worker in a small heap, with a thread of its own that never ends."""
+    require_runtime("java")
+    path = tmp_path_factory.mktemp("app") / "App.java"
+    path.write_text(APP)
+    return list(JavaAdapter(path, java_options=["-Xmx24m"]).argv())
+
+
+@pytest.fixture
+def own(app: list[str]) -> Iterator[Worker]:
+    """Return such a worker, started."""
+    with Worker(app) as worker:
+        worker.start()
+        yield worker
+
+
+def nest(levels: int) -> list[Any]:
+    """Return a list of so many levels."""
+    value: list[Any] = []
+    for _ in range(levels - 1):
+        value = [value]
+    return value
+
+
+def test_data_as_deep_as_a_report_can_hold(own: Worker) -> None:
+    """The report takes one of the 256 levels; deeper data is left out, and the worker lives."""
+    held = own.call(1, "deep", {"value": nest(255)})["error"]
+    deeper = own.call(2, "deep", {"value": nest(256)})["error"]
+
+    assert ("Deep", "deep", nest(255)) == (held["type"], held["message"], held["data"])
+    assert ("Deep", "deep") == (deeper["type"], deeper["message"])
+    assert "data" not in deeper
+    assert 3 == own.call(3, "size", {"text": "abc"})["result"]
+
+
+def test_exceptions_that_cannot_be_described(own: Worker) -> None:
+    """What raises in its own methods is a report without what these would have told; data is read once."""
+    once = own.call(1, "once")["error"]
+    no_cause = own.call(2, "no_cause")["error"]
+    no_message = own.call(3, "no_message")["error"]
+
+    assert {"a": 1} == once["data"]
+    assert ("handler_error", "NoCause") == (no_cause["code"], no_cause["type"])
+    assert "<getMessage() of NoMessage raised LinkageError>" == no_message["message"]
+    assert 3 == own.call(4, "size", {"text": "abc"})["result"]
+
+
+def test_tracebacks_show_the_frames_of_the_users_code(own: Worker) -> None:
+    """Those of a package with the bridge's name in its own too, and reflection of the user's; none of the bridge."""
+    shown = {name: own.call(1, name)["error"]["traceback"].splitlines() for name in ("trace", "reflected")}
+
+    place = "\tat com.acme.snakepit.app.App."
+    lines = {name: [line.split("(")[0] for line in text] for name, text in shown.items()}
+    assert [
+        "java.lang.IllegalArgumentException: outer",
+        f"{place}trace",
+        "Caused by: java.lang.IllegalStateException: inner",
+        f"{place}inner",
+        f"{place}trace",
+    ] == lines["trace"][:5]
+    assert f"{place}target" in lines["reflected"]
+    assert f"{place}reflected" == lines["reflected"][-1]
+
+
+def test_map_of_a_certain_type_is_a_parameter_like_others(own: Worker) -> None:
+    """Only a `Map<String, Object>` called `args` takes everything; what does not fit is `InvalidArguments`."""
+    bound = own.call(1, "sum", {"args": {"a": 1, "b": 2}})
+    wrong = own.call(2, "sum", {"args": {"a": "x"}})["error"]
+    loose = own.call(3, "sum", {"a": 1})["error"]
+
+    assert 3 == bound["result"]
+    assert {"InvalidArguments"} == {wrong["type"], loose["type"]}
+    assert "'args' must be Map<String, Integer>" in wrong["message"]
+    assert "missing 'args'" in loose["message"]
+
+
+def test_request_that_the_heap_cannot_hold_ends_the_worker(own: Worker) -> None:
+    """Outside a handler nobody can be answered: the status says it, whatever threads the handlers have started."""
+    text = dumps({"id": 1, "command": "size", "args": {"text": "x" * (20 << 20)}})
+    with contextlib.suppress(Finding):
+        own.send_frame(text)
+
+    assert 70 == own.wait()
+    assert "snakepit_bridge: the bridge cannot go on: OutOfMemoryError: " in own.stderr()
+
+
+def test_heap_without_room_is_no_silence(own: Worker) -> None:
+    """Whether or not there is enough left for the answer and for words on stderr, the worker answers or ends."""
+    with contextlib.suppress(Finding):
+        own.call(1, "fill", {"size": 1000})
+    own.close_requests()
+
+    assert own.wait() in {0, 70}
