@@ -115,9 +115,8 @@ class SnakepitExecutor(Executor):
             adapter, config, self._name, self._preparation, size=size, least=least, max_queue_size=max_queue_size
         )
         try:
-            self._manager, self._ledger = parts.manager, parts.ledger
+            self._manager, self._ledger, self._pid = parts.manager, parts.ledger, os.getpid()
             self._intake = Intake(self._name, encoder, parts.ledger, affinity, queue_full == "block", parts.lender)
-            self._pid = os.getpid()
             # The pool holds no reference to its intake: one that nobody holds is closed, and finishes its work.
             self._finalizer = weakref.finalize(self._intake, _lifetime.close, parts.inbox, parts.ledger)
             self._finalizer.atexit = False
@@ -312,8 +311,7 @@ class SnakepitExecutor(Executor):
         _checks.check_int("workers", workers, 1)
         if workers > self._max_workers:
             raise ValueError(f"workers must be 1 to {self._max_workers} (the pool's size), not {workers}")
-        default_s = check_timeout("startup_timeout_s", self._config.startup_timeout_s)
-        limit_s = pick_timeout("timeout", timeout, default_s)
+        limit_s = pick_timeout("timeout", timeout, check_timeout("startup_timeout_s", self._config.startup_timeout_s))
         self._intake.refuse_to_wait("wait_ready()")
         waiter: Future[None] = Future()
         if not self._manager.post(m.WorkersWanted(workers, waiter)):

@@ -9,7 +9,7 @@ import pytest
 from architecture.survey import imports_of, modules
 
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors", "_text", "_clock", "_fds", "_inbox", "_bridges", "telemetry"),
+    ("errors", "_text", "_clock", "_fds", "_inbox", "_threads", "_bridges", "telemetry"),
     ("_wire", "_supervision", "_store", "_programs", "_limits"),
     ("sessions", "config", "_worker_options", "programs"),
     ("_adapters",),

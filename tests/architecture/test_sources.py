@@ -22,9 +22,9 @@ LONGER_BRIDGES: dict[str, int] = {
     "snakepit_bridge.R": 1320,
     "snakepit_bridge.pl": 1200,
     "snakepit_bridge.lua": 1150,
-    "snakepit_bridge.php": 1500,
-    "snakepit_bridge.go": 2500,
-    "SnakepitBridge.java": 2500,
+    "snakepit_bridge.php": 1520,
+    "snakepit_bridge.go": 2620,
+    "SnakepitBridge.java": 2520,
 }
 
 MACHINE_PATH = re.compile(r"(^|[^A-Za-z0-9_.])/(work|farm|root|home/[a-z]+)/")
