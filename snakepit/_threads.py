@@ -1,14 +1,21 @@
-"""A thread that Ctrl-C leaves neither half started nor taken for ended.
+"""A thread that Ctrl-C leaves neither half started nor taken for ended; and whether a lock is this thread's.
 
 Started and waited for on any thread; owns no state but that.
 """
 
 from __future__ import annotations
 
+import operator
 import threading
+from collections.abc import Callable
 from typing import Any
 
-__all__ = ("PatientThread",)
+__all__ = ("PatientThread", "is_owned")
+
+# Undocumented; threading.Condition rests on it.
+is_owned: Callable[[threading.RLock], bool] = operator.methodcaller("_is_owned")
+"""Says whether this thread has the lock: then it has come again, from a finalizer or a signal handler, for one, and
+finds half a change."""
 
 
 class PatientThread(threading.Thread):

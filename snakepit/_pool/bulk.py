@@ -14,6 +14,7 @@ from typing import Any
 from .._core.board import fresh
 from .._core.model import Request
 from .._wire.outgoing import BATCH_ENVELOPE_BYTES, BatchContent, CommandContent
+from .interrupts import Deferred
 from .ledger import Ledger
 
 __all__ = ("Bulk", "Outcomes")
@@ -153,11 +154,16 @@ class Bulk:
 
     def cancel(self) -> bool:
         """Cancel the items that no worker has been given; False when there are none."""
-        if not self._ledger.cancel_locked_future(self._request):
-            return False
-        self._ledger.after_cancel(self._request)
-        self.cancel_for_pool()
+        with Deferred():
+            if not self._ledger.cancel_locked_future(self._request):
+                return False
+            self._ledger.after_cancel(self._request)
+            self.cancel_for_pool()
         return True
+
+    def drop(self) -> None:
+        """Cancel for an iterator that is closed, perhaps by the garbage collector."""
+        self._ledger.cancel_anywhere(self.cancel)
 
     def done(self) -> bool:
         """Return True when all items were given to workers, or have ended."""

@@ -101,4 +101,4 @@ def _outcomes(
 
 def _cancel(bulks: list[Bulk]) -> None:
     for bulk in bulks:
-        bulk.cancel()
+        bulk.drop()

@@ -11,9 +11,11 @@ from concurrent.futures._base import (
     CANCELLED,
     CANCELLED_AND_NOTIFIED,
     FINISHED,
+    LOGGER,
     PENDING,
     RUNNING,
 )
+from operator import attrgetter
 from typing import Any
 
 from .._core.model import Request
@@ -25,6 +27,20 @@ from .loans import Loan
 __all__ = ("SnakepitFuture",)
 
 _ENDED = frozenset((CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED))
+
+
+class SafeCondition(threading.Condition):
+    """A condition that is entered and left as its lock is: each in one step of the interpreter.
+
+    The standard ``__enter__`` is a function in Python.  Ctrl-C may raise in it when it has the lock, and nobody would
+    let that go: the pool's thread would wait for it for ever, to end the future.
+    """
+
+    # RACE: 1. the main thread waits for a future, or cancels it, 2. Ctrl-C
+    # (tests/integration/test_cancel_interrupts.py::test_ctrl_c_between_any_two_steps).
+    # `with` looks on the type, and takes what a property gives; nothing here is run by the interpreter's loop.
+    __enter__ = property(attrgetter("_lock.__enter__"))
+    __exit__ = property(attrgetter("_lock.__exit__"))
 
 
 class SnakepitFuture(Future[Any]):
@@ -79,7 +95,7 @@ class SnakepitFuture(Future[Any]):
                 try:
                     return object.__getattribute__(self, name)
                 except AttributeError:
-                    condition = self._condition = threading.Condition()
+                    condition = self._condition = SafeCondition()
                     return condition
         if name in ("_waiters", "_done_callbacks"):
             # Asked for with the condition held.
@@ -116,11 +132,25 @@ class SnakepitFuture(Future[Any]):
         """
         if self._state in _ENDED:
             return self._state != FINISHED
+        won = False
+        try:
+            # Once the end is counted, the future has to get it, and the pool to hear of it.
+            with Deferred():
+                won = self._cancel(running)
+        finally:
+            if won:
+                try:
+                    self._invoke_callbacks()
+                except BaseException:
+                    self._invoke_callbacks()
+                    raise
+        return self._state in (CANCELLED, CANCELLED_AND_NOTIFIED)
+
+    def _cancel(self, running: bool) -> bool:
+        """Cancel; True when that was done now."""
         request = self._request
         with self._condition:
-            if self._state in _ENDED:
-                return self._state != FINISHED
-            if self._state == RUNNING and not running:
+            if self._state in _ENDED or (self._state == RUNNING and not running):
                 return False
             # LOCK: the future's condition, then the ledger's lock; nobody takes them the other way round.
             if request is not None and not self._ledger.cancel_locked_future(request):
@@ -128,8 +158,23 @@ class SnakepitFuture(Future[Any]):
             self._end_cancelled()
         if request is not None:
             self._ledger.after_cancel(request)
-        self._invoke_callbacks()
         return True
+
+    def _invoke_callbacks(self) -> None:
+        # As the base class does, but each once, however often it is interrupted.
+        callbacks = self._done_callbacks
+        while callbacks:
+            # Not pop(): between a call and the use of its result comes a step for signals.
+            callback = callbacks[0]
+            del callbacks[0]
+            try:
+                callback(self)
+            except Exception:
+                LOGGER.exception("exception calling callback for %r", self)
+
+    def drop(self) -> None:
+        """Cancel for an iterator that is closed, perhaps by the garbage collector."""
+        self._ledger.cancel_anywhere(self.cancel)
 
     def begin_direct(self, pid: int | None) -> None:
         """Note, before anybody else knows the future, that its caller sends the request itself."""
@@ -200,7 +245,7 @@ class SnakepitFuture(Future[Any]):
 
     def fail_after_fork(self, error: BaseException) -> None:
         """THREAD: the only one of a forked child.  End the future; its lock may be held by a thread that is gone."""
-        self._condition = threading.Condition()
+        self._condition = SafeCondition()
         self.is_watched = True
         if not self.done():
             self._state = RUNNING

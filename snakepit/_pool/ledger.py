@@ -8,14 +8,17 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable
 
+import attrs
+
 from .._clock import monotonic_s
 from .._core.board import fresh
 from .._core.model import Cancelled, Outcome, Request, RequestKind
 from .._core.numbers import PoolStats
 from .._inbox import Inbox
+from .._threads import is_owned
 from ..errors import QueueFull
 
-__all__ = ("Ledger",)
+__all__ = ("Errand", "Ledger")
 
 _COUNTERS = {
     Outcome.COMPLETED: "completed",
@@ -25,6 +28,13 @@ _COUNTERS = {
     Outcome.QUEUE_TIMEOUT: "queue_timeouts",
     Outcome.COMMAND_TIMEOUT: "command_timeouts",
 }
+
+
+@attrs.frozen(eq=False)
+class Errand:
+    """Something that the pool's thread does in a thread's place that cannot wait for a lock."""
+
+    do: Callable[[], object]
 
 
 class Ledger:
@@ -103,6 +113,16 @@ class Ledger:
     def after_cancel(self, request: Request) -> None:
         """Tell the pool, with no lock held, that a caller cancelled."""
         self._inbox.post(Cancelled(request))
+
+    def cancel_anywhere(self, cancel: Callable[[], object]) -> None:
+        """Cancel now, or on the pool's thread where this one has the lock."""
+        # RACE: 1. a thread has this lock, and makes an object, 2. the garbage collector closes the iterator of a map
+        # there, 3. a third one, in shutdown(), has the condition of its future and wants this lock
+        # (tests/integration/test_cancel_interrupts.py::test_an_iterator_closed_under_the_ledgers_lock).
+        if is_owned(self.lock):
+            self._inbox.post(Errand(cancel))
+        else:
+            cancel()
 
     def refusal(self) -> BaseException | None:
         """Return what a request would be refused with now, or None; does not look at the room left."""

@@ -36,7 +36,7 @@ from .arrivals import Garbled, Refused, Reply, Shaken, SteppedOver, take_answers
 from .collapse import collapse
 from .exits import refused_start, warn_of_exit, warn_of_garbage
 from .launch import Launcher
-from .ledger import Ledger
+from .ledger import Errand, Ledger
 from .lending import Lending
 from .link import Link
 from .links import Links, unreachable
@@ -119,6 +119,7 @@ class Manager:
             r.RssMeasured: lambda event: self._handle(m.RssMeasured(event.worker_id, event.rss_bytes)),
             r.WatchdogFailed: self._watchdog_failed,
             Query: lambda query: query.answer(self._scheduler),
+            Errand: lambda errand: quietly(errand.do),
             m.Cancelled: self._cancelled,
             Returned: self._lending.returned,
         }

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future
 from functools import partial
 from typing import Any
 
@@ -20,6 +19,7 @@ from .bulk import Bulk, Outcomes
 from .bulk_results import Submit as SubmitBulk
 from .bulk_results import bulk_results
 from .calls import COMMAND_KEYWORDS, CallOptions
+from .future import SnakepitFuture
 from .intake import Intake
 from .map import Submit, check_chunksize, results_as_completed, results_in_order
 
@@ -100,6 +100,11 @@ class Mapper:
         check_chunksize(chunksize)
         if not isinstance(command, str):
             _refuse_keywords(options, _OF_A_CALLABLE)
+            if (chunksize or 1) > 1 and options.get("return_exceptions"):
+                raise ValueError(
+                    f"map() of a callable: return_exceptions needs a chunksize of 1, not {chunksize}: the calls of"
+                    " a chunk have one outcome"
+                )
             return partial(self._submit_calls, command, (chunksize or 1) > 1)
         if len(iterables) != 1:
             raise TypeError(f"map({command!r}, ...) takes one iterable of args, not {len(iterables)}")
@@ -183,32 +188,32 @@ class Mapper:
 
     def _submit_commands(
         self, command: str, options: CallOptions, items: list[tuple[Any, ...]]
-    ) -> list[tuple[Future[Any], bool]]:
+    ) -> list[tuple[SnakepitFuture, bool]]:
         intake = self._intake
         encode, chunk = intake.encoder.command, object() if len(items) > 1 else None
         requests: list[Request] = []
-        failed: dict[int, Future[Any]] = {}
+        failed: dict[int, SnakepitFuture] = {}
         intake.ledger.check_open()
         for place, item in enumerate(items):
             try:
                 content, timeout_s = encode(command, item[0], options)
             except Exception as error:
                 # A bad item fails at its place; the door shut or no room ends the map.
-                failed[place] = Future()
+                failed[place] = SnakepitFuture(intake.ledger)
                 failed[place].set_exception(error)
             else:
                 request = intake.request(content, command, options, timeout_s, content.size_bytes)
                 request.chunk = chunk
                 requests.append(request)
         # Waits for room even where submit() raises: a map is one call, and its input may be endless.
-        futures: list[Future[Any]] = list(intake.admit_all(requests))
+        futures: list[SnakepitFuture] = list(intake.admit_all(requests))
         for place in failed:
             futures.insert(place, failed[place])
         return [(future, False) for future in futures]
 
     def _submit_calls(
         self, fn: Callable[..., Any], chunked: bool, items: list[tuple[Any, ...]]
-    ) -> list[tuple[Future[Any], bool]]:
+    ) -> list[tuple[SnakepitFuture, bool]]:
         submit = partial(self._intake.submit_call, fn, options=self._base, block=True)
         if chunked:
             return [(submit((), {}, calls=items), True)]

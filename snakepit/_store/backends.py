@@ -17,9 +17,10 @@ import copy
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
+from .._threads import is_owned
 from ..errors import SessionError
 from .copies import copy_plain, copy_tree
-from .locks import INSIDE, Lock, is_owned, watch_forks
+from .locks import INSIDE, Lock, watch_forks
 from .records import Row
 
 __all__ = ("MemoryBackend", "SessionBackend", "Table")

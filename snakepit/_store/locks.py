@@ -6,16 +6,16 @@ Runs on the threads of the store's callers; owns the list of things to stop befo
 from __future__ import annotations
 
 import functools
-import operator
 import os
 import threading
 import weakref
 from collections.abc import Callable
 from typing import Final, Protocol, TypeVar
 
+from .._threads import is_owned
 from ..errors import SessionError
 
-__all__ = ("INSIDE", "ForkAware", "Lock", "Turns", "is_owned", "watch_forks")
+__all__ = ("INSIDE", "ForkAware", "Lock", "Turns", "watch_forks")
 
 T = TypeVar("T")
 
@@ -23,12 +23,6 @@ T = TypeVar("T")
 # manager of our own: its __exit__ might never begin.  `with` enters and leaves a lock of the interpreter's own in
 # one step each (tests/integration/test_store_interrupts.py).
 Lock = threading.RLock
-
-
-# Undocumented; threading.Condition rests on it.
-is_owned: Callable[[Lock], bool] = operator.methodcaller("_is_owned")
-"""Says whether this thread has the lock.  Who comes again, from a clock, a finalizer or a signal handler, would find
-half a change."""
 
 INSIDE: Final = "the session store was called from inside one of its own transactions"
 

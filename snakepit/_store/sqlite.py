@@ -14,9 +14,10 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+from .._threads import is_owned
 from ..errors import SessionError
 from .backends import Table
-from .locks import INSIDE, Lock, is_owned, watch_forks
+from .locks import INSIDE, Lock, watch_forks
 from .records import Row
 
 if TYPE_CHECKING:  # imported where a file is opened, as json is: most programs never need them

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from integration.workers.pools import LIMIT_S, balance, handler_pool, lines
 
 from snakepit import CommandError, CommandTimeout, EncodeError, SnakepitExecutor
+from snakepit._pool import map as _map
 
 from gates import Gate
 from leaks import wait_until
@@ -237,3 +239,34 @@ def test_shutdown_during_a_buffered_map(gate: Gate) -> None:
 
     with pytest.raises(RuntimeError, match="after shutdown"):
         list(results)
+
+
+class Late(Future[int]):
+    """Ends well at the very moment at which the wait for it is over."""
+
+    def result(self, timeout: float | None = None) -> int:
+        """Return the result, once."""
+        if timeout is not None:
+            self.set_result(7)
+            raise TimeoutError
+        return super().result()
+
+
+def test_an_item_that_ends_as_the_time_is_over() -> None:
+    """Its result counts; it is not taken for a failure without an exception."""
+    assert 7 == _map._outcome(Late(), 0.0, True)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["map", "map_unordered"])
+def test_chunks_of_callables_have_one_outcome(name: str) -> None:
+    """So exceptions cannot stand at the places of their items, and are not asked for."""
+    with SnakepitExecutor(1) as ex:
+        run = getattr(ex, name)
+        with pytest.raises(ValueError, match="return_exceptions needs a chunksize of 1, not 3"):
+            run(divmod, [1, 2], [0, 1], chunksize=3, return_exceptions=True)
+
+        outcomes = list(run(divmod, [1, 2], [0, 1], chunksize=1, return_exceptions=True))
+
+    assert [(2, 0), "ZeroDivisionError"] == sorted(
+        (type(item).__name__ if isinstance(item, Exception) else item for item in outcomes), key=str
+    )
