@@ -269,6 +269,8 @@ class Caller:
         options: dict[str, Any] = {"return_exceptions": rng.random() < 0.5}
         # Never left out: the book knows the future of every request, and items that travel together have none.
         options["chunksize"] = rng.choice((1, 1, 7))
+        if options["chunksize"] > 1 and callable(era.bare()):
+            options["return_exceptions"] = False
         if endless:
             options["buffersize"] = rng.choice((1, 8, 40))
         else:
