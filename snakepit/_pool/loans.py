@@ -209,6 +209,12 @@ class Lender:
 
     def give_back(self, returned: Returned) -> None:
         """Leave a loan and its request to the manager."""
+        request = returned.loan.request
+        # RACE: 1. a caller ends its future, 2. an exception that another thread has set comes before that is counted
+        # (tests/integration/test_direct_interrupts.py::test_exceptions_set_by_other_threads).
+        if request is not None and request.future.done() and not request.settled:
+            failed = request.future.exception(0) is not None
+            self._ledger.settle(request, Outcome.ERROR if failed else Outcome.COMPLETED)
         if not self._inbox.post(returned):
             # The pool has ended, and left the descriptors open for this thread.
             returned.loan.link.channel.close()

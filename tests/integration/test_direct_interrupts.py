@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from typing import Any
 
 import pytest
 from integration import scripts
-from integration.workers.pools import LIMIT_S, config, handler_pool
+from integration.workers.pools import LIMIT_S, balance, config, handler_pool
 
 from snakepit._pool import direct
 from snakepit._pool.loans import Lender
@@ -259,7 +260,9 @@ def _ended_at(place: int, call: Callable[[], Any]) -> tuple[int, Any]:
 
 
 @pytest.mark.parametrize("how", ["execute", "submit"])
-def test_exceptions_set_by_other_threads(how: str, finished: list[str]) -> None:
+def test_exceptions_set_by_other_threads(
+    how: str, finished: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
     """Wherever one comes: the next calls are served, at worst by another worker, and the pool ends in time."""
     with (
         handler_pool(1, config=config(restart_budget=10_000)) as ex,
@@ -287,7 +290,10 @@ def test_exceptions_set_by_other_threads(how: str, finished: list[str]) -> None:
             _, value = threads.submit(_ended_at, place, call).result(LIMIT_S)
             assert value in (7, Ended), place
             assert place == ex.submit("run", {"value": place}).result(LIMIT_S)
-    assert 0 == ex.stats().workers
+    stats = ex.stats()
+    assert 0 == stats.workers
+    assert stats.requests == balance(stats)
+    assert [] == [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
 
 
 def test_ctrl_c_while_others_call(tmp_path: Path) -> None:

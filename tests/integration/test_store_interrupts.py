@@ -190,8 +190,8 @@ class Watched:
         self.lock = lock
 
     def acquire(self):
-        waits.set()
         try:
+            waits.set()
             return self.lock.acquire()
         except KeyboardInterrupt:
             interrupted.set()
