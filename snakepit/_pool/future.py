@@ -19,6 +19,7 @@ from operator import attrgetter
 from typing import Any
 
 from .._core.model import Request
+from .._threads import is_owned
 from .direct import resume
 from .interrupts import Deferred
 from .ledger import Ledger
@@ -36,11 +37,26 @@ class SafeCondition(threading.Condition):
     let that go: the pool's thread would wait for it for ever, to end the future.
     """
 
+    _lock: threading.RLock
+
     # RACE: 1. the main thread waits for a future, or cancels it, 2. Ctrl-C
     # (tests/integration/test_cancel_interrupts.py::test_ctrl_c_between_any_two_steps).
     # `with` looks on the type, and takes what a property gives; nothing here is run by the interpreter's loop.
     __enter__ = property(attrgetter("_lock.__enter__"))
     __exit__ = property(attrgetter("_lock.__exit__"))
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait, and have the lock again whatever ends that."""
+        began = is_owned(self._lock)
+        try:
+            return super().wait(timeout)
+        except BaseException:
+            # RACE: 1. the standard wait lets go of the lock, 2. Ctrl-C raises one step before it would care: `with`
+            # would find that nobody has the lock, and raise a RuntimeError in the place of the interrupt
+            # (tests/integration/test_cancel_interrupts.py::test_ctrl_c_between_any_two_steps).
+            if began and not is_owned(self._lock):
+                self.acquire()
+            raise
 
 
 class SnakepitFuture(Future[Any]):
