@@ -183,9 +183,9 @@ class SnakepitExecutor(Executor):
             chunksize: Items that travel together, >= 1; None: 1 for callables, and for commands as many as take some
                 milliseconds; a worker that dies fails those that it has not answered.  1 keeps them apart.
             buffersize: Most items that are out at a time, >= 1; an endless iterable works then.
-            options: For commands: ``session``, ``item_timeout`` (seconds one item may run), ``return_exceptions``
-                (an item's exception stands at its place instead of ending the iteration), ``queue_timeout``,
-                ``priority``.
+            options: For commands: ``session``, ``item_timeout`` (seconds one item may run), ``queue_timeout``,
+                ``priority``.  For callables without chunks too: ``return_exceptions`` (an item's exception stands at
+                its place instead of ending the iteration).
 
         Returns:
             An iterator; closing it cancels what has not begun.
