@@ -167,7 +167,7 @@ class StderrReader:
     def _read(self, child: ChildProcess, record: WorkerStderr, limit_bytes: int) -> None:
         while limit_bytes > 0 and child.stderr_fd is not None:
             try:
-                data = os.read(child.stderr_fd, READ_BYTES)
+                data = os.read(child.stderr_fd, min(READ_BYTES, limit_bytes))
             except BlockingIOError:
                 break
             except OSError:

@@ -26,7 +26,8 @@ from snakepit._supervision.run_files import DROP_AFTER_S, MAX_BYTES, HostId, new
 from leaks import wait_until
 
 WAIT_S = 15.0
-RUN = "0123456789abcdef"
+# Other processes of the suite may run these tests too, and a sweep ends whatever has the tokens of a dead run.
+RUN = os.urandom(8).hex()
 TOKEN = f"{RUN}-1"
 
 Starter = Callable[..., "subprocess.Popen[bytes]"]
