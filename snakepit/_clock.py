@@ -17,7 +17,6 @@ LONGEST_WAIT_S = 86400.0
 """Most seconds that a thread of the pool asks the system to wait; whoever wakes early looks at the clock and waits
 again.  The system takes milliseconds in 31 bits: 24.8 days, and no infinity."""
 
-
 FOREVER_S = 1e9
 """From so many seconds on, 32 years, a time-out is no limit.  The system's locks wait for 292 years at most, and any
 language reads the milliseconds exactly."""

@@ -22,7 +22,6 @@ REQUESTS_SHARE = 10
 """A worker is lined up in the last tenth of the requests it may answer: as with ages, and so that there is time
 to replace the workers one after another."""
 
-
 LEAST_PAUSE_S = 0.001
 """Least time until the pool looks after its workers again.  Arbitrary: no shorter interval is of use, and one below the
 clock's resolution would be over at once, again and again."""

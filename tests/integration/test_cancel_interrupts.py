@@ -16,36 +16,13 @@ from leaks import wait_until
 LIMIT_S = 20.0
 
 PREPARE = """
-import os, signal, sys, threading
-from concurrent.futures import CancelledError
+import signal, sys, threading
+from integration.steps import interrupted
 from leaks import wait_until
 from snakepit import SnakepitExecutor
 
 LIMIT_S = 10.0
-
-
-def interrupted(call, place):
-    '''Call; at its step of this number send SIGINT.  Return (steps made, interrupts).'''
-    steps, caught = 0, 0
-
-    def profile(frame, event, _):
-        nonlocal steps
-        # Where the interpreter runs handlers: at the entries of functions, and after calls of its own.
-        name = frame.f_code.co_filename
-        if ("/snakepit/" in name or name.endswith(("threading.py", "_base.py"))) and event in ("call", "c_return"):
-            steps += 1
-            if steps == place:
-                os.kill(os.getpid(), signal.SIGINT)
-
-    try:
-        try:
-            sys.setprofile(profile)
-            call()
-        finally:
-            sys.setprofile(None)
-    except KeyboardInterrupt:
-        caught += 1
-    return steps, caught
+FUTURES = ("threading.py", "_base.py")
 
 
 def is_free(future):
@@ -88,7 +65,7 @@ def main(how):
             future = ex.submit(abs, -1)
             called.clear()
             future.add_done_callback(called.append)
-            made, caught = interrupted(call, place)
+            made, caught, _ = interrupted(call, place, FUTURES)
             if place == 0:
                 steps = made
             # Not begun, or done to its end.
@@ -131,7 +108,7 @@ def attempt(place):
         busy = ex.submit(signal.pause)
         ex.wait_ready()
         queued = [ex.submit(abs, -1) for _ in range(2)]
-        steps, _ = interrupted(lambda: ex.shutdown(wait=False, cancel_futures=True), place)
+        steps, _, _ = interrupted(lambda: ex.shutdown(wait=False, cancel_futures=True), place, FUTURES)
         ex.kill_workers()
     stats = ex.stats()
     fine = all(future.done() for future in (busy, *queued)) and not ex._ledger.pending()

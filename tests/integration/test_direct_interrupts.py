@@ -23,6 +23,7 @@ from snakepit._pool.loans import Lender
 PREPARE = """
 import os, signal, sys, threading
 os.environ["SNAKEPIT_DIRECT_CALLS"] = "on"
+from integration.steps import interrupted
 from integration.workers.pools import LIMIT_S, balance, handler_pool
 from leaks import wait_until
 from snakepit._pool import direct
@@ -33,29 +34,6 @@ direct._collect.__defaults__ = (LIMIT_S * 1000,)
 STEPS = (
     PREPARE
     + """
-def interrupted(call, place, send):
-    '''Execute a call; at its step of this number send the signal.  Return (steps made, interrupts, the value).'''
-    steps, caught, value = 0, 0, None
-
-    def profile(frame, event, _):
-        nonlocal steps
-        # Where the interpreter runs handlers: at the entries of functions, and after calls of its own.
-        if "/snakepit/" in frame.f_code.co_filename and event in ("call", "c_return"):
-            steps += 1
-            if steps == place:
-                send()
-
-    try:
-        try:
-            sys.setprofile(profile)
-            value = call()
-        finally:
-            sys.setprofile(None)
-    except KeyboardInterrupt:
-        caught += 1
-    return steps, caught, value
-
-
 def rest(ex):
     while True:
         ex.execute("run")
@@ -81,28 +59,21 @@ def main(how):
             return ex.submit("run", {"value": 7}).result()
 
         rest(ex)
-        steps, caught, value = interrupted(call, 0, None)
+        steps, caught, value = interrupted(call, 0)
         assert (0, 7) == (caught, value) and steps > 50, (steps, caught, value)
-        sent = []
-
-        def send():
-            sent.append(1)
-            os.kill(os.getpid(), signal.SIGINT)
-
         problems = []
         for place in range(1, steps + 1):
             rest(ex)
-            sent.clear()
-            _, caught, value = interrupted(call, place, send)
+            made, caught, value = interrupted(call, place)
             handler = signal.getsignal(signal.SIGINT)
             after = ex.execute("pid")
             wait_until(lambda: ex.stats().running == ex.stats().queued == 0, LIMIT_S)
             stats = ex.stats()
-            fine = len(sent) == caught and value in (None, 7) and (value is None) == bool(caught)
+            fine = caught == (place <= made) and value in (None, 7) and (value is None) == bool(caught)
             fine = fine and handler is signal.default_int_handler and after == pid
             fine = fine and stats.requests == balance(stats) == stats.completed and not ex._ledger.pending()
             if not fine:
-                problems.append((place, sent, caught, value, handler, after == pid, stats))
+                problems.append((place, made, caught, value, handler, after == pid, stats))
         print(problems[:5], ex.stats().restarts, any(finished))
 
 

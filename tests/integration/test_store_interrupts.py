@@ -8,34 +8,12 @@ import pytest
 from integration import scripts
 
 STEPS = """
-import faulthandler, os, signal, sys, threading
+import faulthandler, os, sys, threading
+from integration.steps import interrupted
 from snakepit import SessionError, SessionStore
 
 LIMIT_S = 10.0
-
-
-def interrupted(call, place):
-    '''Call; at its step of this number send SIGINT.  Return (steps made, interrupts).'''
-    steps, caught = 0, 0
-
-    def profile(frame, event, _):
-        nonlocal steps
-        # Where the interpreter runs handlers: at the entries of functions, and after calls of its own.
-        name = frame.f_code.co_filename
-        if ("/snakepit/" in name or name.endswith("threading.py")) and event in ("call", "c_return"):
-            steps += 1
-            if steps == place:
-                os.kill(os.getpid(), signal.SIGINT)
-
-    try:
-        try:
-            sys.setprofile(profile)
-            call()
-        finally:
-            sys.setprofile(None)
-    except KeyboardInterrupt:
-        caught += 1
-    return steps, caught
+LOCKS = ("threading.py",)
 
 
 def elsewhere(call):
@@ -56,12 +34,12 @@ def main(operation, path):
     count = lambda: store.update("a", lambda data: {"n": data.get("n", 0) + 1}).data["n"]
     call = {"exists": lambda: store.exists("a"), "get": lambda: store.get("a"), "update": count}[operation]
     call()
-    steps, caught = interrupted(call, 0)
+    steps, caught, _ = interrupted(call, 0, LOCKS)
     assert caught == 0 and steps > 5, (steps, caught)
     problems = []
     for place in range(1, steps + 1):
         try:
-            _, caught = interrupted(call, place)
+            _, caught, _ = interrupted(call, place, LOCKS)
             before = elsewhere(count)
             fine = caught == 1 and count() == before + 1 and elsewhere(lambda: store.exists("a"))
         except SessionError as error:
