@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -41,12 +41,12 @@ class Snapshot:
     """What exists at one moment.
 
     Attributes:
-        processes: ``{(pid, start time): description}`` of children and of processes with our mark.
+        pids: Every process of the machine: what a test left is looked for among those that are not here.
         threads: The live Python threads.
         fds: ``{(number, target)}`` of the open descriptors.
     """
 
-    processes: dict[tuple[int, float], str]
+    pids: frozenset[int]
     threads: frozenset[threading.Thread]
     fds: frozenset[tuple[int, str]]
 
@@ -78,13 +78,13 @@ def wait_until(predicate: Callable[[], T], timeout_s: float = 10.0, what: str = 
 
 def take_snapshot() -> Snapshot:
     """Return what exists now."""
-    return Snapshot(_processes(), frozenset(threading.enumerate()), _fds())
+    return Snapshot(frozenset(psutil.pids()), frozenset(threading.enumerate()), _fds())
 
 
 def leaks_since(before: Snapshot) -> list[str]:
     """Return one line for each process, thread and descriptor that ``before`` does not have."""
     now = take_snapshot()
-    lines = [f"process {text}" for key, text in now.processes.items() if key not in before.processes]
+    lines = [f"process {text}" for text in _ours(now.pids - before.pids).values()]
     lines += [
         f"thread {thread.name!r} (daemon={thread.daemon})"
         for thread in now.threads - before.threads
@@ -121,7 +121,7 @@ def assert_no_leaks(before: Snapshot, timeout_s: float = PROCESS_SETTLE_S) -> No
 
 def end_processes(before: Snapshot) -> None:
     """Send SIGKILL to every process of ours that ``before`` does not have, and reap our children."""
-    for pid, _ in _processes().keys() - before.processes.keys():
+    for pid in _ours(take_snapshot().pids - before.pids):
         try:
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
@@ -129,44 +129,31 @@ def end_processes(before: Snapshot) -> None:
             continue
 
 
-def _processes() -> dict[tuple[int, float], str]:
+def _ours(pids: Iterable[int]) -> dict[int, str]:
+    """Return ``{pid: description}`` of those that descend from this process or carry its mark."""
     found = {}
-    candidates = {child.pid: child for child in psutil.Process().children(recursive=True)}
-    for pid in _pids_with_mark() - candidates.keys() - {os.getpid()}:
+    for pid in pids:
         try:
-            candidates[pid] = psutil.Process(pid)
-        except psutil.NoSuchProcess:
-            continue
-    for pid, process in candidates.items():
-        try:
+            process = psutil.Process(pid)
+            if not (_has_mark(process) or os.getpid() in (parent.pid for parent in process.parents())):
+                continue
             with process.oneshot():
                 command = [] if process.status() == psutil.STATUS_ZOMBIE else process.cmdline()
                 text = f"{pid} ({process.name()}, {process.status()}, parent {process.ppid()}): {command}"
-                key = (pid, process.create_time())
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             continue
         # The helpers of multiprocessing and loky live as long as the host, by design.
         if not any(module in text for module in TRACKER_MODULES):
-            found[key] = text
+            found[pid] = text
     return found
 
 
-def _pids_with_mark() -> set[int]:
-    """Return the processes that inherited our mark."""
-    needle = f"{MARK_NAME}={MARK}".encode()
-    found = set()
-    if not Path("/proc/self/environ").exists():
-        for process in psutil.process_iter(["environ"]):
-            if (process.info["environ"] or {}).get(MARK_NAME) == MARK:
-                found.add(process.pid)
-        return found
-    for entry in os.listdir("/proc"):
-        try:
-            if entry.isdigit() and needle in Path("/proc", entry, "environ").read_bytes().split(b"\0"):
-                found.add(int(entry))
-        except OSError:
-            continue
-    return found
+def _has_mark(process: psutil.Process) -> bool:
+    """Say whether a process has inherited our mark, as far as one may know."""
+    try:
+        return process.environ().get(MARK_NAME) == MARK
+    except (psutil.ZombieProcess, psutil.AccessDenied, OSError):
+        return False
 
 
 def _fds() -> frozenset[tuple[int, str]]:

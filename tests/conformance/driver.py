@@ -136,7 +136,7 @@ def _candidate_pythons() -> list[str]:
 
 @functools.cache
 def find_pythons() -> tuple[tuple[str, str], ...]:
-    """Return ``((version, path), ...)``, each version >= 3.8 once, oldest first."""
+    """Return ``((version, path), ...)``, each minor version >= 3.8 once, oldest first."""
     code = "import sys; print(sys.implementation.name, *sys.version_info[:3])"
     started: dict[str, subprocess.Popen[str]] = {}
     for path in _candidate_pythons():
@@ -147,14 +147,14 @@ def find_pythons() -> tuple[tuple[str, str], ...]:
                 started[real] = subprocess.Popen(
                     argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
                 )
-    found: dict[tuple[int, ...], str] = {}
+    found: dict[tuple[int, int], tuple[str, str]] = {}
     for path, process in started.items():
         words = process.communicate(timeout=REPLY_TIMEOUT_S)[0].split()
         if process.returncode == 0 and len(words) == 4 and words[0] == "cpython":
-            version = tuple(int(word) for word in words[1:])
-            if version >= (3, 8):
-                found.setdefault(version, path)
-    return tuple((".".join(map(str, version)), found[version]) for version in sorted(found))
+            series = (int(words[1]), int(words[2]))
+            if series >= (3, 8):
+                found.setdefault(series, (".".join(words[1:]), path))
+    return tuple(found[series] for series in sorted(found))
 
 
 def find_bridges() -> list[Bridge]:
