@@ -225,9 +225,10 @@ from snakepit._supervision.guardian import GUARDIAN
 # A signal is sent only to a group that is still ours: its leader is our child, ended or not.
 killpg, wrong = os.killpg, []
 def checked(pgid, number):
-    record = procfs.process_record(pgid)
-    stat = open(f"/proc/{pgid}/stat").read() if record else ""
-    if record is not None and int(stat.rpartition(")")[2].split()[1]) != os.getpid():
+    # One look, since others may reap it between two; while it is being reaped its parent is 0.
+    fields = procfs._stat(pgid)
+    parent = int(fields[1]) if fields else 0
+    if parent not in (0, os.getpid()):
         wrong.append((pgid, number))
     killpg(pgid, number)
 os.killpg = checked
