@@ -10,10 +10,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 from click.testing import CliRunner
 from conformance.table import make_table
+from integration import scripts
 
 from snakepit._bridges import bridge_path
 from snakepit._cli.commands import group
@@ -24,6 +24,8 @@ from snakepit._conformance.messages import decode, find_fault
 from snakepit._conformance.runner import Suite, select_cases
 from snakepit._conformance.survey import NoStartError, Target
 from snakepit.testing import conformance
+
+from leaks import wait_until
 
 SCRIPT = str(Path(__file__).with_name("small_bridge.py"))
 BOUND_S = 20.0
@@ -123,9 +125,8 @@ def test_leaked_child_is_ended_by_the_kit() -> None:
     finding = find("leaked child", "no-child-is-left", SILENT_S)
 
     pids = [int(word.split()[0]) for word in str(finding.received).split(", ")]
-    _, alive = psutil.wait_procs([psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)], BOUND_S)
     assert pids
-    assert [] == [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
+    wait_until(lambda: all(scripts.gone(pid) for pid in pids), BOUND_S, f"the end of {pids}")
 
 
 def test_finding_shows_what_was_sent_expected_and_received() -> None:

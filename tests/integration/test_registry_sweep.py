@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -88,8 +89,9 @@ class Host:
         """Make sure that nothing of it is left."""
         self.process.kill()
         for pid in (*self.workers, *self.others, self.guardian):
-            if not scripts.gone(pid):
-                os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                if not scripts.gone(pid):
+                    os.kill(pid, signal.SIGKILL)
         self.process.communicate(timeout=scripts.BOUND_S)
 
 

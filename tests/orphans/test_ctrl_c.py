@@ -291,11 +291,10 @@ def holders_of(name: str) -> set[str]:
     for process in psutil.process_iter():
         try:
             folder = f"/proc/{process.pid}/fd"
-            links = [os.readlink(os.path.join(folder, fd)) for fd in os.listdir(folder)]
-        except OSError:
+            if name in [os.readlink(os.path.join(folder, fd)) for fd in os.listdir(folder)]:
+                found.add(process.name())
+        except (OSError, psutil.NoSuchProcess):
             continue
-        if name in links:
-            found.add(process.name())
     return found
 
 
