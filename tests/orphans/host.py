@@ -7,9 +7,11 @@ a message.  It imports the product, and its switches reach into it.
 from __future__ import annotations
 
 import ctypes
+import faulthandler
 import fcntl
 import json
 import os
+import select
 import signal
 import socket
 import sys
@@ -29,6 +31,8 @@ import gates
 
 WORKERS = Path(__file__).resolve().parent / "workers"
 LIMIT_S = 30.0
+STACKS_S = 20.0
+"""When a host that is still there shows its stacks; the test waits for longer."""
 
 
 class Control:
@@ -37,6 +41,15 @@ class Control:
     def __init__(self, fd: int) -> None:
         self._socket = socket.socket(fileno=fd)
         os.set_inheritable(fd, False)
+        self._signals: tuple[socket.socket, ...] = ()
+
+    def watch_signals(self) -> None:
+        """Have every wait of the main thread end for a signal, whenever it comes."""
+        # RACE: Python runs no handler for a signal that comes on the last steps before a call that blocks.
+        wake, woken = socket.socketpair()
+        wake.setblocking(False)
+        signal.set_wakeup_fd(wake.fileno())
+        self._signals = (woken, wake)
 
     def say(self, **message: Any) -> None:
         """Tell the test."""
@@ -44,6 +57,8 @@ class Control:
 
     def wait(self) -> None:
         """Wait until the test says "go on"."""
+        while self._socket not in select.select([self._socket, *self._signals[:1]], [], [])[0]:
+            self._signals[0].recv(1)
         if not self._socket.recv(1):
             os._exit(70)  # the test is gone
 
@@ -182,6 +197,9 @@ def main() -> None:
     if plan["daemonize"]:
         daemonize()
     control = Control(plan["fd"])
+    if plan["end"] == "ctrl_c":
+        control.watch_signals()
+    faulthandler.dump_traceback_later(STACKS_S)
     for name in plan["switches"]:
         SWITCHES[name]()
     config = PoolConfig(min_workers=2, shutdown_grace_s=plan["grace_s"], kill_grace_s=plan["grace_s"])
