@@ -41,15 +41,15 @@ class Control:
     def __init__(self, fd: int) -> None:
         self._socket = socket.socket(fileno=fd)
         os.set_inheritable(fd, False)
-        self._signals: tuple[socket.socket, ...] = ()
+        self._waits_for = [self._socket]
 
     def watch_signals(self) -> None:
         """Have every wait of the main thread end for a signal, whenever it comes."""
         # RACE: Python runs no handler for a signal that comes on the last steps before a call that blocks.
-        wake, woken = socket.socketpair()
-        wake.setblocking(False)
-        signal.set_wakeup_fd(wake.fileno())
-        self._signals = (woken, wake)
+        self._wake, woken = socket.socketpair()
+        self._wake.setblocking(False)
+        signal.set_wakeup_fd(self._wake.fileno())
+        self._waits_for.append(woken)
 
     def say(self, **message: Any) -> None:
         """Tell the test."""
@@ -57,8 +57,8 @@ class Control:
 
     def wait(self) -> None:
         """Wait until the test says "go on"."""
-        while self._socket not in select.select([self._socket, *self._signals[:1]], [], [])[0]:
-            self._signals[0].recv(1)
+        while self._socket not in (ready := select.select(self._waits_for, [], [])[0]):
+            ready[0].recv(1)  # a signal's, whose handler did not raise
         if not self._socket.recv(1):
             os._exit(70)  # the test is gone
 
