@@ -29,7 +29,8 @@ config = PoolConfig(min_workers=2, shutdown_grace_s=grace_s, kill_grace_s=grace_
 main_thread = threading.get_ident()
 
 def tell_when_waiting(text, inside):
-    # The main thread waits once two looks find it at the same instruction of a function that blocks.
+    # The main thread waits once two looks find it asleep at the same instruction of a function that blocks.  One that
+    # is still on its way into the system call would miss the signal: Python has looked for signals for the last time.
     def look():
         frame = sys._current_frames()[main_thread]
         names, innermost = [], (frame, frame.f_lasti)
@@ -37,7 +38,9 @@ def tell_when_waiting(text, inside):
             names.append(frame.f_code.co_name)
             frame = frame.f_back
         blocks = {"wait", "_wait_for_tstate_lock", "select", "_as_completed"}
-        return innermost if names[0] in blocks and inside in names else None
+        with open("/proc/self/stat") as stat:
+            asleep = stat.read().rpartition(")")[2].split()[0] == "S"
+        return innermost if asleep and names[0] in blocks and inside in names else None
 
     def watch():
         seen = None
