@@ -111,6 +111,7 @@ def test_capacity_falls_by_one_at_most(
             ask(ex)
             wait_until(lambda: len(reasons(seen)) >= size, LIMIT_S, "each was replaced")
             wait_until(lambda: not first & {info.pid for info in ex.workers()}, LIMIT_S, "none is of the first ones")
+            ex.wait_ready(timeout=LIMIT_S, workers=size)
             asked = end()
         stats = ex.stats()
 
@@ -118,7 +119,8 @@ def test_capacity_falls_by_one_at_most(
         assert len([event for event, _, _ in seen if event.endswith("restarted")]) == 0 == stats.restarts
         assert stats.recycled >= size
         assert (len(asked), 0) == (stats.completed, stats.errors)
-    assert {size - 1, size} == set(sampled)
+    # How many events there are while all are there is up to chance: the next one may leave at once.
+    assert (size - 1, True) == (min(sampled), max(sampled) <= size)
     assert sorted(asked) == sorted(lines(log))
     assert [] == caplog.records
 
