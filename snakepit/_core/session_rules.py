@@ -89,6 +89,8 @@ class SessionRules:
             return None
         if session.told and not session.unsettled:
             self.table.adopt(session, request)
+            # It was set by the former time to live, and may be later than what this request asks for.
+            board.timers.clear(session)
         request.session = session
         session.unsettled += 1
         self.table.touch(session, board.now)

@@ -446,6 +446,23 @@ def test_a_loss_that_was_told_lets_the_mode_change() -> None:
     assert "hint" == session.mode
 
 
+def test_a_loss_that_was_told_lets_the_time_to_live_change() -> None:
+    """After SessionLost the call that binds anew fixes the time to live anew, also to a shorter one."""
+    bench = Bench(2, session_ttl_s=3600.0).up()
+    bench.submit(session="s")
+    bench.run()
+    bench.exit(home(bench), signal=9)
+    bench.submit(session="s")
+
+    bench.submit(session="s", ttl_s=2.0)
+    bench.run()
+    bench.advance(1.9)
+    assert 1 == len(bench.scheduler.rules.table)
+    bench.advance(0.1)
+
+    assert 0 == len(bench.scheduler.rules.table)
+
+
 # Set-up ---------------------------------------------------------------------------------------------
 
 
