@@ -215,13 +215,16 @@ class Witness(Bench):
         fatal = isinstance(event, m.StartFailed) and event.fatal
         if self.failures >= config.restart_budget:
             assert board.broken_by is not None, f"{self.failures} failed starts, and the pool goes on"
+        # At the end of the turn; before the first of its ends so many more were live.
+        live = workers.live + sum(isinstance(action, m.Condemn) for action in actions)
         for action in actions:
             if isinstance(action, m.Break):
                 assert fatal or self.failures >= config.restart_budget, f"broken after {self.failures}"
             elif isinstance(action, m.Notify) and action.error is None:
                 assert workers.available + workers.busy >= min(self.wants[action.waiter], board.size), "too early"
             elif isinstance(action, m.Condemn):
-                self._judge_end(action, homes)
+                live -= 1
+                self._judge_end(action, homes, live)
 
         table = set(self.scheduler.rules.table.values())
         for worker in workers.by_id.values():
@@ -254,7 +257,7 @@ class Witness(Bench):
             floor = max(board.min_workers, wanted, self.scheduler.lifecycle.wanted)
             assert coming <= len(board.queue) or places <= floor, "a worker is started for nobody"
 
-    def _judge_end(self, action: m.Condemn, homes: dict[Session, Worker]) -> None:
+    def _judge_end(self, action: m.Condemn, homes: dict[Session, Worker], live: int) -> None:
         worker, table = action.worker, self.scheduler.rules.table.values()
         held = [s for s, home in homes.items() if home is worker and s in table]
         if action.reason is ExitReason.HEALTH:
@@ -263,7 +266,7 @@ class Witness(Bench):
             assert self.now >= checks[0].sent_at + self.config.health_check_timeout_s, f"{worker!r} had time left"
         elif action.reason is ExitReason.IDLE:
             assert not held, f"{worker!r} was shrunk away with {held[0].session_id}"
-            assert self.board.workers.live >= self.board.min_workers, "shrunk below the floor"
+            assert live >= self.board.min_workers, "shrunk below the floor"
         elif action.reason in PLANNED and worker in self.retired_at and self.scheduler.state is PoolState.OPEN:
             overdue = self.now >= self.retired_at[worker] + self.config.session_drain_s
             assert overdue or not held, f"{worker!r} was replaced under {held[0].session_id}"
