@@ -129,6 +129,7 @@ class Witness(Bench):
         queue = board.queue.requests()
         wanted = max(self.scheduler.lifecycle.wanted, event.count if isinstance(event, m.WorkersWanted) else 0)
         homes = {s: s.worker for s in rules.table.values() if s.pinned and s.worker is not None}
+        setting_up = {s for s in homes if s.steps}
         board.horizon = self.accepted
         actions = self.scheduler.handle(event, self.now)
         self.scheduler.check()
@@ -137,6 +138,9 @@ class Witness(Bench):
             queue.extend(event.requests)
         still = set(board.queue.requests())
         self._judge_order([r for r in queue if r in still], actions)
+        if isinstance(event, m.ShutdownRequested) and event.cancel_queued:
+            # A set-up for which nobody waits any more is given up half done.
+            homes = {s: home for s, home in homes.items() if s.unsettled or s not in setting_up}
         self._judge_workers(event, actions, homes)
         self._judge_growth(actions, wanted)
         self._perform(actions)
