@@ -31,7 +31,7 @@ class Session:
         told: The call that binds next fixes the mode: nothing of an earlier binding is left.
         steps: Set-up commands that have not been answered on the present worker.
         moved: It was bound to another worker before.
-        rank: The lowest urgency among the unsettled, so that a later request never overtakes.
+        rank: The lowest urgency among the unsettled and the set-up, so that a later request never overtakes.
         visited: Every worker that may hold state of the session.
         predecessor: The session of the same id that has to end before this one begins, or None.
         successor: The session of the same id that begins when this one has ended, or None.

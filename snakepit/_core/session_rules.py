@@ -63,13 +63,19 @@ class SessionRules:
         """A session without work ends, or begins its time to live."""
         # INVARIANT: a session that has ended and has no work is not in the table, blocked or not: whoever tries again
         # and again while the first session of an id is at work would leave one each time.
-        session.rank = None
+        self._forget_rank(session)
         if session.ended:
             self._finish(session)
         elif not session.blocked and session.timer is None:
             # One that is there from an earlier rest is too early, and will be set anew when it has passed: sessions
             # rest after nearly every request.
             self._board.timers.set(session, self._board.now + session.ttl_s, "session")
+
+    @staticmethod
+    def _forget_rank(session: Session) -> None:
+        # INVARIANT: whoever comes while a session is set up for nobody stands behind its set-up commands.
+        if not (session.unsettled or session.steps):
+            session.rank = None
 
     # Before dispatch --------------------------------------------------------------------------------
 
@@ -201,6 +207,7 @@ class SessionRules:
             return
         if error is None:
             session.steps -= 1
+            self._forget_rank(session)
             self._advance(session)
             return
         users = self._unbind(session, worker, worker.lane.requests())
@@ -219,6 +226,7 @@ class SessionRules:
         session.worker = None
         session.head = None
         session.steps = 0
+        self._forget_rank(session)
         users = []
         for request in queued:
             if request.session is session:

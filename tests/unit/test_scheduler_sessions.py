@@ -809,6 +809,20 @@ def test_end_during_setup_drops_the_rest_of_it() -> None:
     assert ["idle"] == bench.states()
 
 
+def test_a_more_urgent_request_waits_for_a_set_up_that_was_left_to_itself() -> None:
+    """Who comes after the only request was cancelled in the middle of its set-up runs after the rest of it."""
+    bench = Bench().up()
+    doomed = bench.submit("doomed", session="s", setup=SETUP, priority=-1)
+    bench.cancel(doomed)
+
+    urgent = bench.submit("urgent", session="s", setup=SETUP, priority=1)
+    bench.run()
+
+    assert [*(command for command, _ in SETUP), "urgent"] == begun(bench)
+    assert isinstance(urgent.future.end, m.Resolve)
+    assert ["idle"] == bench.states()
+
+
 def test_idle_session_expires() -> None:
     """A binding ends after its time to live without requests; a request begins it anew."""
     bench = Bench(session_ttl_s=10.0).up()
