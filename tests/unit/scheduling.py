@@ -171,6 +171,7 @@ class Bench:
         self.refused: BaseException | None = None
         self._homes: dict[Session, Worker] = {}
         self._told: set[Session | None] = set()
+        self.had_setup: set[Session] = set()
         self._last_sent: dict[Session, int] = {}
         self._answered: dict[Request, BaseException | None] = {}
         self.lent: dict[Process, Request] = {}
@@ -507,11 +508,14 @@ class Bench:
             assert request.seq > self._last_sent.get(session, 0), f"{request!r} was overtaken"
             self._last_sent[session] = request.seq
             return
+        if session.setup:
+            # Set up elsewhere; or begun anew without, after a set-up that failed and told that it did.
+            self.had_setup.add(session)
         home = self._homes.get(session)
         if home is not worker:
-            lost = home is None or home.state is m.WorkerState.CONDEMNED or bool(session.setup)
+            lost = home is None or home.state is m.WorkerState.CONDEMNED or session in self.had_setup
             assert lost, f"{session.session_id} moved from {home!r} to {worker!r}"
-            told = home is None or bool(session.setup) or session in self._told
+            told = home is None or session in self.had_setup or session in self._told
             assert told, f"{session.session_id} moved to {worker!r}, and nobody heard of its loss"
             self._told.discard(session)
             self._homes[session] = worker

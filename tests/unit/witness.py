@@ -62,7 +62,6 @@ class Witness(Bench):
         self.last_begun: dict[Session, int] = {}
         self.lost_until: dict[Session, int] = {}
         self.told: set[str] = set()
-        self.had_setup: set[Session] = set()
         self.steps_begun: Counter[tuple[str, Session]] = Counter()
         self.holds: dict[tuple[str, str], Session] = {}
         self._taken: deque[m.TakenBack] = deque()
@@ -360,8 +359,6 @@ class Witness(Bench):
         super()._check_session(request, worker)
         if session is None or session.mode == "hint":
             return
-        if session.setup:
-            self.had_setup.add(session)
         if home is not None and home is not worker and session not in self.had_setup:
             assert session.session_id in self.told, f"{session.session_id} lost its state, and nobody was told"
         self.told.discard(session.session_id)
