@@ -121,6 +121,8 @@ def test_capacity_falls_by_one_at_most(
         assert (len(asked), 0) == (stats.completed, stats.errors)
     # How many events there are while all are there is up to chance: the next one may leave at once.
     assert (size - 1, True) == (min(sampled), max(sampled) <= size)
+    if ask is by_hand:
+        assert size == sampled[-1]
     assert sorted(asked) == sorted(lines(log))
     assert [] == caplog.records
 
