@@ -98,7 +98,7 @@ def test_a_time_out_and_a_cancellation(mode: str, make_gate: Callable[[], Gate])
     gate = make_gate()
     with handler_pool(1) as ex:
         first = ex.execute("ignore_term")
-        late = ex.submit("hold", {"gate": gate.path}, timeout=0.2)
+        late = ex.submit("hold", {"gate": gate.path}, timeout=1.0)
         assert isinstance(late.exception(LIMIT_S), CommandTimeout)
         second = ex.execute("pid")
         running = ex.submit("hold", {"gate": gate.path})

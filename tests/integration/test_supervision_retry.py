@@ -29,7 +29,7 @@ def test_nothing_runs_twice_through_crashes_time_outs_and_recycling(tmp_path: Pa
     with handler_pool(3) as ex:
         ex.wait_ready(timeout=LIMIT_S, workers=3)
         held = {n: ex.submit("hold", {"gate": gate.path, "value": n, "log": str(log)}, timeout=None) for n in range(2)}
-        slow = ex.submit("hold", {"gate": gate.path, "value": "slow", "log": str(log)}, timeout=0.5)
+        slow = ex.submit("hold", {"gate": gate.path, "value": "slow", "log": str(log)}, timeout=1.0)
         arrivals = {arrival.label: arrival.pid for arrival in gate.wait_started(3)}
         many = {n: ex.submit("run", {"value": n, "log": str(log)}) for n in range(2, 300)}
 

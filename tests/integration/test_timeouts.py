@@ -50,15 +50,15 @@ def test_a_command_that_runs_too_long_is_ended(gate: Gate, tmp_path: Path) -> No
     with handler_pool(1) as ex:
         ex.wait_ready()
         began = time.monotonic()
-        future = ex.submit("hold", {"gate": gate.path, "log": str(log), "value": 1}, timeout=0.3)
+        future = ex.submit("hold", {"gate": gate.path, "log": str(log), "value": 1}, timeout=1.0)
         (arrival,) = gate.wait_started()
 
         error = future.exception(LIMIT_S)
         took_s = time.monotonic() - began
 
         assert isinstance(error, CommandTimeout)
-        assert 0.3 <= took_s < 1.5
-        assert "'hold' exceeded its time-out of 0.3 s" in str(error)
+        assert 1.0 <= took_s < 5.0
+        assert "'hold' exceeded its time-out of 1.0 s" in str(error)
         assert "waited" in str(error)
         assert "ran" in str(error)
         assert f"pid {arrival.pid}" in str(error)
@@ -120,11 +120,11 @@ def test_the_clock_starts_when_the_request_is_the_oldest(gate: Gate) -> None:
     """Time in the queue is not run time: the second call has its whole time-out."""
     with handler_pool(1) as ex:
         first = ex.submit("hold", {"gate": gate.path, "value": 1}, timeout=None)
-        second = ex.submit("run", {"value": 2}, timeout=0.2)
+        second = ex.submit("run", {"value": 2}, timeout=1.0)
         gate.wait_started()
 
         with pytest.raises(TimeoutError):
-            second.result(0.4)
+            second.result(1.2)
         gate.open()
 
         assert [1, 2] == [first.result(LIMIT_S), second.result(LIMIT_S)]
@@ -134,7 +134,7 @@ def test_reply_beats_deadline(gate: Gate) -> None:
     """A reply that lies in the pipe when the deadline is handled is the result."""
     with handler_pool(1) as ex:
         ex.wait_ready()
-        future = ex.submit("hold", {"gate": gate.path, "value": "in time"}, timeout=0.3)
+        future = ex.submit("hold", {"gate": gate.path, "value": "in time"}, timeout=2.0)
         sent_at = time.monotonic()
         gate.wait_started()
         (link,) = ex._manager._links
@@ -144,7 +144,7 @@ def test_reply_beats_deadline(gate: Gate) -> None:
             wait_until(
                 lambda: select.select([link.channel.reply_fd], [], [], 0)[0], what="the reply is there"
             )
-            wait_until(lambda: time.monotonic() > sent_at + 0.35, what="the deadline is over")
+            wait_until(lambda: time.monotonic() > sent_at + 2.05, what="the deadline is over")
             assert not future.done()
 
         assert "in time" == future.result(LIMIT_S)
@@ -226,7 +226,7 @@ def test_queue_timeout_never_runs(gate: Gate, tmp_path: Path) -> None:
         ex.execute("run", {"value": "after", "log": str(log)})
 
         assert isinstance(error, QueueTimeout)
-        assert 0.2 <= took_s < 1.5
+        assert 0.2 <= took_s < 5.0
         assert "waited" in str(error)
         assert ["after"] == lines(log)
         assert (1, 0) == (ex.stats().queue_timeouts, ex.stats().errors)
@@ -248,11 +248,11 @@ def test_queue_timeout_ends_with_the_dispatch(gate: Gate) -> None:
     """Once it runs, a request has no queue time-out any more (T17)."""
     with handler_pool(1) as ex:
         ex.wait_ready()
-        future = ex.submit("hold", {"gate": gate.path, "value": 1}, queue_timeout=0.2)
+        future = ex.submit("hold", {"gate": gate.path, "value": 1}, queue_timeout=1.0)
         gate.wait_started()
 
         with pytest.raises(TimeoutError):
-            future.result(0.4)
+            future.result(1.2)
         gate.open()
 
         assert 1 == future.result(LIMIT_S)
@@ -263,9 +263,13 @@ def test_a_timed_out_worker_is_not_pulled_from_under_a_signal(gate: Gate) -> Non
     """A worker that dies by itself while its call times out is one failure, not two."""
     with handler_pool(1) as ex:
         ex.wait_ready()
-        future = ex.submit("hold", {"gate": gate.path}, timeout=0.1)
+        future = ex.submit("hold", {"gate": gate.path}, timeout=2.0)
+        sent_at = time.monotonic()
         (arrival,) = gate.wait_started()
-        os.kill(arrival.pid, signal.SIGKILL)
+        with manager_held(ex):
+            os.kill(arrival.pid, signal.SIGKILL)
+            wait_until(lambda: time.monotonic() > sent_at + 2.05, what="the deadline is over")
+            assert not future.done()
 
         assert isinstance(future.exception(LIMIT_S), (WorkerDied, CommandTimeout))
         assert 2 == ex.submit("run", {"value": 2}).result(LIMIT_S)
