@@ -21,7 +21,7 @@ from typing import TypeVar
 
 import psutil
 
-__all__ = ("Snapshot", "assert_no_leaks", "end_processes", "leaks_since", "take_snapshot", "wait_until")
+__all__ = ("Snapshot", "assert_no_leaks", "end_processes", "is_gone", "leaks_since", "take_snapshot", "wait_until")
 
 T = TypeVar("T")
 
@@ -49,6 +49,14 @@ class Snapshot:
     pids: frozenset[int]
     threads: frozenset[threading.Thread]
     fds: frozenset[tuple[int, str]]
+
+
+def is_gone(pid: int) -> bool:
+    """Say whether a process has ended; a zombie has."""
+    try:
+        return bool(psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return True
 
 
 def wait_until(predicate: Callable[[], T], timeout_s: float = 10.0, what: str = "") -> T:

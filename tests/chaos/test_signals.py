@@ -9,9 +9,9 @@ import sys
 from pathlib import Path
 
 from chaos.signals import children_running, processes_with, send
-from integration.workers.pools import LIMIT_S, handler_pool, is_gone
+from integration.workers.pools import LIMIT_S, handler_pool
 
-from leaks import wait_until
+from leaks import is_gone, wait_until
 
 WAIT = "import sys; sys.stdin.read()"
 

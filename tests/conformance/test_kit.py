@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 from conformance.table import make_table
-from integration import scripts
 
 from snakepit._bridges import bridge_path
 from snakepit._cli.commands import group
@@ -25,7 +24,7 @@ from snakepit._conformance.runner import Suite, select_cases
 from snakepit._conformance.survey import NoStartError, Target
 from snakepit.testing import conformance
 
-from leaks import wait_until
+from leaks import is_gone, wait_until
 
 SCRIPT = str(Path(__file__).with_name("small_bridge.py"))
 BOUND_S = 20.0
@@ -126,7 +125,7 @@ def test_leaked_child_is_ended_by_the_kit() -> None:
 
     pids = [int(word.split()[0]) for word in str(finding.received).split(", ")]
     assert pids
-    wait_until(lambda: all(scripts.gone(pid) for pid in pids), BOUND_S, f"the end of {pids}")
+    wait_until(lambda: all(is_gone(pid) for pid in pids), BOUND_S, f"the end of {pids}")
 
 
 def test_finding_shows_what_was_sent_expected_and_received() -> None:

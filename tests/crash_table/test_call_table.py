@@ -12,11 +12,11 @@ import pytest
 from crash_table.calls import CALLS, DEEDS, PLACES, Call
 from integration import callables_lib as lib
 from integration import scripts
-from integration.workers.pools import LIMIT_S, is_gone
+from integration.workers.pools import LIMIT_S
 
 from snakepit import PoolStats, SnakepitExecutor
 
-from leaks import wait_until
+from leaks import is_gone, wait_until
 
 
 def test_every_call_is_in_the_table_once() -> None:

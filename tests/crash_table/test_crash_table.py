@@ -11,13 +11,13 @@ from crash_table.cells import CELLS
 from crash_table.drivers import BUDGET, FOLLOWERS, TINY_S, Stage, drive, numbers
 from crash_table.knobs import KNOBS
 from crash_table.model import Cell, State
-from integration.workers.pools import LIMIT_S, balance, is_gone, lines
+from integration.workers.pools import LIMIT_S, balance, lines
 
 from snakepit import WorkerStartError
 from snakepit._core import dispatcher
 
 from gates import Gate
-from leaks import wait_until
+from leaks import is_gone, wait_until
 
 BY_NAME = {knob.name: knob for knob in KNOBS}
 

@@ -8,9 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import psutil
-
-__all__ = ("BOUND_S", "command_line", "environment", "gone", "run", "start", "text_of")
+__all__ = ("BOUND_S", "command_line", "environment", "run", "start", "text_of")
 
 BOUND_S = 30.0
 """Seconds a host program may take in all; arbitrary, far above what one takes on a busy machine."""
@@ -63,11 +61,3 @@ def run(directory: Path, source: str, *args: object, **options: Any) -> subproce
 def text_of(done: subprocess.CompletedProcess[str]) -> tuple[int, str, str]:
     """Return status, output and errors, to be compared in one assertion."""
     return done.returncode, done.stdout, done.stderr
-
-
-def gone(pid: int) -> bool:
-    """Return whether no such process exists; a zombie is none."""
-    try:
-        return bool(psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return True

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from integration.workers.pools import HANDLERS, LIMIT_S, adapter, config, handler_pool, is_gone
+from integration.workers.pools import HANDLERS, LIMIT_S, adapter, config, handler_pool
 
 from snakepit import (
     Adapter,
@@ -25,6 +25,7 @@ from snakepit import (
 
 import gates
 from gates import Gate
+from leaks import is_gone
 
 RUBY_BRIDGE = str(Path(__file__).resolve().parent.parent / "conformance" / "ruby" / "bridge.rb")
 

@@ -9,22 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from integration.workers.pools import (
-    LIMIT_S,
-    balance,
-    config,
-    handler_pool,
-    is_gone,
-    lines,
-    recorded,
-    saboteur_pool,
-)
+from integration.workers.pools import LIMIT_S, balance, config, handler_pool, lines, recorded, saboteur_pool
 
 from snakepit import WorkerDied
 from snakepit._supervision.reports import Exited
 
 from gates import Gate
-from leaks import wait_until
+from leaks import is_gone, wait_until
 
 
 def test_only_the_running_request_fails(gate: Gate) -> None:

@@ -18,7 +18,7 @@ from integration import scripts
 from snakepit import SnakepitExecutor
 
 from gates import Gate
-from leaks import wait_until
+from leaks import is_gone, wait_until
 
 BOUND_S = 20.0
 
@@ -40,7 +40,7 @@ def test_dropped_executor_finishes_its_work(gate: Gate) -> None:
 
     assert released
     assert [0, 1, 2] == [future.result(BOUND_S) for future in futures]
-    wait_until(lambda: scripts.gone(pid), what="the worker ends")
+    wait_until(lambda: is_gone(pid), what="the worker ends")
     wait_until(
         lambda: not [thread for thread in threading.enumerate() if "snakepit-dropped" in thread.name],
         what="the threads end",
@@ -54,7 +54,7 @@ def test_dropped_idle_executor_ends_its_workers() -> None:
 
     del executor
 
-    wait_until(lambda: scripts.gone(pid), what="the worker ends")
+    wait_until(lambda: is_gone(pid), what="the worker ends")
 
 
 def test_dropped_executor_in_a_cycle() -> None:
@@ -224,7 +224,7 @@ def test_exit_keeps_status_and_leaves_nothing(
     assert err.rstrip().endswith(error)
     assert bool(error) == err.count("Traceback")
     assert bool(error) == bool(err)
-    wait_until(lambda: scripts.gone(pid), 2.0, "the worker ends")
+    wait_until(lambda: is_gone(pid), 2.0, "the worker ends")
 
 
 TWO_STAGES = """

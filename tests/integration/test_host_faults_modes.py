@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 from integration import scripts
-from integration.workers.pools import LIMIT_S, balance, handler_pool, is_gone, saboteur_pool
+from integration.workers.pools import LIMIT_S, balance, handler_pool, saboteur_pool
 
 from snakepit import CommandTimeout, WorkerDied
 from snakepit._supervision import procfs as _procfs
@@ -20,7 +20,7 @@ from snakepit._supervision import spawn as _spawn
 from snakepit._supervision.guardian import GUARDIAN
 
 from gates import Gate
-from leaks import wait_until
+from leaks import is_gone, wait_until
 
 MODES = ["no pidfd", "no /proc", "no eventfd", "no epoll", "no setpriv", "none of them"]
 
@@ -184,7 +184,7 @@ def test_a_killed_host_leaves_nothing(tmp_path: Path, gate: Gate, prelude: str) 
 
         assert [True] * len(pids) == alive
         for pid in pids:
-            wait_until(lambda pid=pid: scripts.gone(pid), LIMIT_S, f"{pid} of {pids} ends")
+            wait_until(lambda pid=pid: is_gone(pid), LIMIT_S, f"{pid} of {pids} ends")
     finally:
         host.kill()
         host.communicate()

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from integration.workers.pools import LIMIT_S, balance, config, handler_pool, is_gone, saboteur_pool
+from integration.workers.pools import LIMIT_S, balance, config, handler_pool, saboteur_pool
 
 from snakepit import PoolBroken, SessionLost, SnakepitExecutor, WorkerDied
 from snakepit._core import model as m
@@ -19,7 +19,7 @@ from snakepit._supervision.reports import Exited, Spawned
 from snakepit.errors import InternalError
 
 from gates import Gate
-from leaks import wait_until
+from leaks import is_gone, wait_until
 
 ERRORS = [ZeroDivisionError("injected"), MemoryError("injected"), KeyboardInterrupt("injected"), SystemExit("injected")]
 

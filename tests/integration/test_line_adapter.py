@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from integration.workers.pools import LIMIT_S, config, is_gone
+from integration.workers.pools import LIMIT_S, config
 
 from snakepit import (
     CommandError,
@@ -24,6 +24,7 @@ from snakepit import (
 )
 
 from gates import DIRECTORY, Gate
+from leaks import is_gone
 
 FILTER = f"""
 import os, sys

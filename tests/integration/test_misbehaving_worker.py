@@ -8,19 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from integration.workers.pools import (
-    LIMIT_S,
-    balance,
-    config,
-    is_gone,
-    lines,
-    recorded,
-    saboteur_pool,
-)
+from integration.workers.pools import LIMIT_S, balance, config, lines, recorded, saboteur_pool
 
 from snakepit import PoolBroken, ProtocolError, WorkerDied, WorkerStartError
 
-from leaks import wait_until
+from leaks import is_gone, wait_until
 
 
 @pytest.mark.parametrize("level", [0, 1])

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from integration.workers.pools import LIMIT_S, config, is_gone
+from integration.workers.pools import LIMIT_S, config
 
 from snakepit import CommandError, CommandTimeout, InvalidArguments, OneShotAdapter, SnakepitExecutor, WorkerStartError
 
 from gates import DIRECTORY, Gate
+from leaks import is_gone
 
 ECHO = "import sys, json; print(json.dumps(sys.argv[1:]))"
 HOLD = f"import os, sys; sys.path.append({DIRECTORY!r}); from gates import pass_gate; pass_gate(sys.argv[1])"

@@ -21,7 +21,7 @@ from integration.workers import pools
 
 from snakepit._supervision.procfs import RUN_VARIABLE, process_start, run_token
 
-from leaks import wait_until
+from leaks import is_gone, wait_until
 
 HOST = """
 import ctypes, json, os, sys
@@ -78,7 +78,7 @@ class Host:
         self.process.kill()
         self.process.wait(scripts.BOUND_S)
         guardian.kill()
-        wait_until(lambda: scripts.gone(self.guardian), scripts.BOUND_S, "the guardian's end")
+        wait_until(lambda: is_gone(self.guardian), scripts.BOUND_S, "the guardian's end")
 
     def shut_down(self) -> tuple[int, str]:
         """Let it end as it should; return its status and what it wrote to stderr."""
@@ -90,7 +90,7 @@ class Host:
         self.process.kill()
         for pid in (*self.workers, *self.others, self.guardian):
             with contextlib.suppress(ProcessLookupError):
-                if not scripts.gone(pid):
+                if not is_gone(pid):
                     os.kill(pid, signal.SIGKILL)
         self.process.communicate(timeout=scripts.BOUND_S)
 
@@ -139,7 +139,7 @@ def strangers() -> Iterator[Callable[..., int]]:
 
 
 def alive(pids: list[int]) -> list[int]:
-    return [pid for pid in pids if not scripts.gone(pid)]
+    return [pid for pid in pids if not is_gone(pid)]
 
 
 def doctor(*words: str) -> tuple[int, Any]:

@@ -18,7 +18,6 @@ from integration.workers.pools import (
     balance,
     config,
     handler_pool,
-    is_gone,
     lines,
     manager_held,
     recorded,
@@ -29,7 +28,7 @@ from snakepit import PoolBroken, SnakepitExecutor, WorkerDied
 from snakepit._pool.queries import Query
 
 from gates import Gate
-from leaks import wait_until
+from leaks import is_gone, wait_until
 
 
 def test_accepted_work_is_finished(tmp_path: Path) -> None:

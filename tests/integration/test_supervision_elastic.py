@@ -7,12 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from integration.workers.pools import LIMIT_S, config, handler_pool, is_gone, lines, recorded, saboteur_pool
+from integration.workers.pools import LIMIT_S, config, handler_pool, lines, recorded, saboteur_pool
 
 from snakepit import SnakepitExecutor
 
 from gates import Gate
-from leaks import wait_until
+from leaks import is_gone, wait_until
 
 IDLE_S = 0.3
 

@@ -7,12 +7,12 @@ import signal
 import time
 
 import pytest
-from integration.workers.pools import LIMIT_S, config, handler_pool, is_gone, recorded
+from integration.workers.pools import LIMIT_S, config, handler_pool, recorded
 
 from snakepit import SnakepitExecutor
 
 from gates import Gate
-from leaks import wait_until
+from leaks import is_gone, wait_until
 
 INTERVAL_S, TIMEOUT_S = 0.2, 2.0
 """The time-out is one that a healthy worker keeps on a busy machine too."""

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from integration.workers.pools import LIMIT_S, config, handler_pool, is_gone, lines, recorded
+from integration.workers.pools import LIMIT_S, config, handler_pool, lines, recorded
 
 from snakepit import PythonAdapter, SessionLost, SnakepitExecutor, telemetry
 
 from gates import Gate
-from leaks import wait_until
+from leaks import is_gone, wait_until
 
 HOARDER = str(Path(__file__).parent / "workers" / "supervised.py")
 

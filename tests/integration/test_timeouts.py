@@ -18,7 +18,6 @@ from integration.workers.pools import (
     balance,
     config,
     handler_pool,
-    is_gone,
     lines,
     manager_held,
     saboteur_pool,
@@ -28,7 +27,7 @@ from snakepit import CommandTimeout, PythonAdapter, QueueTimeout, WorkerDied
 
 import gates
 from gates import Gate
-from leaks import wait_until
+from leaks import is_gone, wait_until
 
 
 class Timed(PythonAdapter):

@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 import pytest
 from integration import scripts
-from integration.workers.pools import FOLDER, HANDLERS, LIMIT_S, adapter, config, handler_pool, is_gone, lines, saboteur
+from integration.workers.pools import FOLDER, HANDLERS, LIMIT_S, adapter, config, handler_pool, lines, saboteur
 from test_docs_code import ROOT, blocks_of
 
 from snakepit import (
@@ -32,7 +32,7 @@ from snakepit import (
 
 import gates
 from gates import Gate
-from leaks import wait_until
+from leaks import is_gone, wait_until
 
 WAITING = str(FOLDER / "waiting_wrapper.py")
 
@@ -281,7 +281,7 @@ ex.submit("hold", {"gate": gate}).result()
     host.kill()
     host.communicate(timeout=LIMIT_S)
 
-    wait_until(lambda: scripts.gone(outer) and scripts.gone(arrival.pid), LIMIT_S, "the end of both")
+    wait_until(lambda: is_gone(outer) and is_gone(arrival.pid), LIMIT_S, "the end of both")
 
 
 # The documented wrappers ----------------------------------------------------------------------------------

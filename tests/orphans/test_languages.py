@@ -8,10 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from integration.scripts import gone
 from integration.workers.languages import LANGUAGES
 
-from leaks import wait_until
+from leaks import is_gone, wait_until
 
 LIMIT_S = 60.0
 GONE_WITHIN_S = 2.0
@@ -43,6 +42,6 @@ def test_nothing_outlives_a_killed_host(name: str, tmp_path: Path, require_runti
         finally:
             host.kill()
         # A zombie is gone: when the machine reaps what has lost its parent is the machine's affair.
-        wait_until(lambda: all(map(gone, pids)), GONE_WITHIN_S, f"the end of {pids}")
+        wait_until(lambda: all(map(is_gone, pids)), GONE_WITHIN_S, f"the end of {pids}")
 
     assert (2, 1) == (len(pids), running)

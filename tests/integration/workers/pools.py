@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import attrs
-import psutil
 
 from snakepit import CommandAdapter, PoolConfig, PythonAdapter, SnakepitExecutor, telemetry
 
@@ -56,14 +55,6 @@ def saboteur_pool(
     """Return a pool of saboteurs."""
     options.setdefault("config", QUICK)
     return SnakepitExecutor(saboteur(level, env), max_workers, **options)
-
-
-def is_gone(pid: int) -> bool:
-    """Say whether a process has ended; a zombie has."""
-    try:
-        return bool(psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return True
 
 
 def lines(path: str | os.PathLike[str]) -> list[str]:
