@@ -41,6 +41,14 @@ class FakeFuture:
         return self.state == "running"
 
 
+class FakePart(FakeFuture):
+    """What a part of a bulk has: no caller can cancel it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.state = "running"
+
+
 class FakeBulk(FakeFuture):
     """A bulk of items as the scheduler sees it.
 
@@ -60,15 +68,13 @@ class FakeBulk(FakeFuture):
         assert bulk.weight >= 1
         if self.state != "pending":
             return None
-        part = Request(bulk.content, bulk.command, future=FakeFuture(), accepted_at=bulk.accepted_at)
+        part = Request(bulk.content, bulk.command, future=FakePart(), accepted_at=bulk.accepted_at)
         part.weight, part.seq = min(most, bulk.weight), bulk.seq
         part.answers = [] if part.weight > 1 else None
-        part.future.state = "running"
-        bulk.weight -= part.weight
+        self._bench.split_off(bulk, part)
         if not bulk.weight:
             self.state, self.end = "done", "split"
         self.parts.append(part)
-        self._bench.requests.append(part)
         return part
 
 
@@ -220,6 +226,11 @@ class Bench:
         bulk.splits, bulk.future = True, FakeBulk(self, bulk)
         return bulk
 
+    def split_off(self, bulk: Request, part: Request) -> None:
+        """Note that some of a bulk's items are a part from now on."""
+        bulk.weight -= part.weight
+        self.requests.append(part)
+
     def submit(self, command: str = "work", **options: Any) -> Request:
         """Accept a request and hand it over."""
         request = self.accept(command, **options)
@@ -288,7 +299,7 @@ class Bench:
     def cancel_future(self, request: Request, *, running: bool = False) -> bool:
         """Cancel as a caller does; the scheduler has yet to hear of it."""
         future = request.future
-        if future.state not in ("pending", "running") or (future.state == "running" and not running):
+        if isinstance(future, FakePart) or future.state not in ("pending", "running") or (future.state == "running" and not running):
             return False
         future.state = "cancelled"
         future.end = "cancelled"

@@ -46,6 +46,7 @@ class Machine(RuleBasedStateMachine):
         floor=st.integers(0, 4),
         can_claim=st.booleans(),
         can_end_session=st.sampled_from([True, True, False]),
+        can_batch=st.sampled_from([True, True, False]),
         max_requests=st.sampled_from([None, None, 1, 3]),
         idle_s=st.sampled_from([None, 2.0]),
         age_s=st.sampled_from([None, 20.0]),
@@ -61,6 +62,7 @@ class Machine(RuleBasedStateMachine):
         floor: int,
         can_claim: bool,
         can_end_session: bool,
+        can_batch: bool,
         max_requests: int | None,
         idle_s: float | None,
         age_s: float | None,
@@ -75,6 +77,7 @@ class Machine(RuleBasedStateMachine):
             min(floor, size),
             can_claim=can_claim,
             can_end_session=can_end_session,
+            can_batch=can_batch,
             health_check_interval_s=health_s,
             health_check_timeout_s=2.0,
             max_requests_per_worker=max_requests,
@@ -119,6 +122,11 @@ class Machine(RuleBasedStateMachine):
                 session=session, affinity=mode, setup=setup if session else (), **options
             )
             self.inbox.append(m.Submitted(request))
+
+    @precondition(lambda self: not self.shut and self.bench.refused is None)
+    @rule(items=st.sampled_from([1, 2, 8, 40]))
+    def submit_bulk(self, items: int) -> None:
+        self.inbox.append(m.Submitted(self.bench.accept_bulk(items)))
 
     @rule(pick=PICK, running=st.booleans())
     def cancel(self, pick: int, running: bool) -> None:
@@ -533,7 +541,7 @@ class Machine(RuleBasedStateMachine):
             self.come_to_rest()
         self.inbox.append(m.ShutdownRequested())
         self.deliver(len(self.inbox))
-        for _ in range(2000):
+        for _ in range(10_000):
             if bench.closed:
                 break
             self.settle()
@@ -542,7 +550,7 @@ class Machine(RuleBasedStateMachine):
         for request in bench.requests:
             assert request.future.end is not None, f"{request!r} never ended"
             assert m.RequestState.DONE is request.state
-            assert bench.ends[request] + (request.future.end == "cancelled") >= 1
+            assert bench.ends[request] + (request.future.end in ("cancelled", "split")) >= 1
         bench.balance()
         assert 0 == bench.ledger.stats().running == bench.ledger.stats().queued
         assert len(self.waiters) == len(bench.notices)
@@ -550,7 +558,7 @@ class Machine(RuleBasedStateMachine):
     def come_to_rest(self) -> None:
         """Every accepted request ends when the workers do what they are told."""
         self.deliver(len(self.inbox))
-        for _ in range(2000):
+        for _ in range(10_000):
             if all(request.future.end is not None for request in self.bench.requests):
                 break
             self.settle()

@@ -78,6 +78,12 @@ class Witness(Bench):
         self.unheard.add(request)
         return request
 
+    def split_off(self, bulk: Request, part: Request) -> None:
+        assert bulk not in self.never, f"{bulk!r} is split, and was never to run"
+        self.ledger.split_locked(bulk, part)
+        self.places[part] = self.places[bulk]
+        self.requests.append(part)
+
     def cancel_future(self, request: Request, *, running: bool = False) -> bool:
         waiting = request.future.state == "pending"
         if not super().cancel_future(request, running=running):
@@ -199,7 +205,8 @@ class Witness(Bench):
                     if request.kind is RequestKind.USER:
                         place = request.rank, self.places[request]
                         for other in passed_over:
-                            assert place < (other.rank, self.places[other]), f"{request!r} overtook {other!r}"
+                            # What is left of a bulk has the place of its parts.
+                            assert place <= (other.rank, self.places[other]), f"{request!r} overtook {other!r}"
 
     def _judge_workers(self, event: object, actions: list[m.Action], homes: dict[Session, Worker]) -> None:
         board, config = self.board, self.config
@@ -209,7 +216,7 @@ class Witness(Bench):
         if state in (PoolState.OPEN, PoolState.DRAINING):
             assert not workers.free or coming >= len(board.queue), "somebody waits, and nobody is started"
             if spawned and state is PoolState.DRAINING:
-                assert workers.starting <= len(board.queue), "a draining pool starts workers for nobody"
+                assert workers.starting <= self._useful(), "a draining pool starts workers for nobody"
         else:
             assert not spawned, f"spawned while {state.value}"
         if state is PoolState.OPEN:
@@ -258,7 +265,11 @@ class Witness(Bench):
             places = len(workers) + workers.backing_off
             coming = workers.starting + workers.backing_off + workers.counts[WorkerState.CHECKING]
             floor = max(board.min_workers, wanted, self.scheduler.lifecycle.wanted)
-            assert coming <= len(board.queue) or places <= floor, "a worker is started for nobody"
+            assert coming <= self._useful() or places <= floor, "a worker is started for nobody"
+
+    def _useful(self) -> int:
+        """Return how many workers the common queue could use at most; each item of a bulk could use one."""
+        return sum(request.weight if request.splits else 1 for request in self.board.queue.requests())
 
     def _judge_end(self, action: m.Condemn, homes: dict[Session, Worker], live: int) -> None:
         worker, table = action.worker, self.scheduler.rules.table.values()
