@@ -89,8 +89,8 @@ random: $(VENV)/.installed-dev ## The suites in a random order; its seed is prin
 	$(PYTEST) -p randomly $(ARGS)
 
 .PHONY: fuzz
-fuzz: $(VENV)/.installed-dev ## The scheduler's state machine, 200,000 steps; again: SNAKEPIT_SEED=...
-	SNAKEPIT_LONG=1 $(PYTEST) --timeout=0 -o faulthandler_timeout=0 -s tests/unit/test_scheduler_machine.py $(ARGS)
+fuzz: $(VENV)/.installed-dev ## The scheduler's state machine for STEPS (200000); again: SNAKEPIT_SEED=...
+	SNAKEPIT_LONG=1 SNAKEPIT_STEPS=$(or $(STEPS),200000) $(PYTEST) --timeout=0 -o faulthandler_timeout=0 -s tests/unit/test_scheduler_machine.py $(ARGS)
 
 .PHONY: fuzz-wire
 fuzz-wire: $(VENV)/.installed-dev ## Coverage-guided fuzzing of the codec for SECONDS (60)

@@ -299,7 +299,8 @@ class Bench:
     def cancel_future(self, request: Request, *, running: bool = False) -> bool:
         """Cancel as a caller does; the scheduler has yet to hear of it."""
         future = request.future
-        if isinstance(future, FakePart) or future.state not in ("pending", "running") or (future.state == "running" and not running):
+        is_open = future.state == "pending" or (running and future.state == "running")
+        if not is_open or isinstance(future, FakePart):
             return False
         future.state = "cancelled"
         future.end = "cancelled"
