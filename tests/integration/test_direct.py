@@ -30,7 +30,6 @@ from integration.workers.pools import (
     balance,
     config,
     handler_pool,
-    is_gone,
     lines,
     manager_held,
     recorded,
@@ -52,7 +51,7 @@ from snakepit._pool.loans import REST_S, Lender, Loan
 
 import gates
 from gates import Gate
-from leaks import wait_until
+from leaks import is_gone, wait_until
 
 BURST = 20
 
