@@ -90,7 +90,7 @@ random: $(VENV)/.installed-dev ## The suites in a random order; its seed is prin
 
 .PHONY: fuzz
 fuzz: $(VENV)/.installed-dev ## The scheduler's state machine for STEPS (200000); again: SNAKEPIT_SEED=...
-	SNAKEPIT_LONG=1 SNAKEPIT_STEPS=$(or $(STEPS),200000) $(PYTEST) --timeout=0 -o faulthandler_timeout=0 -s tests/unit/test_scheduler_machine.py $(ARGS)
+	SNAKEPIT_LONG=1 SNAKEPIT_STEPS=$(STEPS) $(PYTEST) --timeout=0 -o faulthandler_timeout=0 -s tests/unit/test_scheduler_machine.py $(ARGS)
 
 .PHONY: fuzz-wire
 fuzz-wire: $(VENV)/.installed-dev ## Coverage-guided fuzzing of the codec for SECONDS (60)

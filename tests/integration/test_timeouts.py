@@ -56,7 +56,7 @@ def test_a_command_that_runs_too_long_is_ended(gate: Gate, tmp_path: Path) -> No
         took_s = time.monotonic() - began
 
         assert isinstance(error, CommandTimeout)
-        assert 1.0 <= took_s < 5.0
+        assert 1.0 <= took_s < 2.2
         assert "'hold' exceeded its time-out of 1.0 s" in str(error)
         assert "waited" in str(error)
         assert "ran" in str(error)
@@ -225,7 +225,7 @@ def test_queue_timeout_never_runs(gate: Gate, tmp_path: Path) -> None:
         ex.execute("run", {"value": "after", "log": str(log)})
 
         assert isinstance(error, QueueTimeout)
-        assert 0.2 <= took_s < 5.0
+        assert 0.2 <= took_s < 1.5
         assert "waited" in str(error)
         assert ["after"] == lines(log)
         assert (1, 0) == (ex.stats().queue_timeouts, ex.stats().errors)

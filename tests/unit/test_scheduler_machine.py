@@ -24,7 +24,7 @@ from unit.witness import Witness
 
 from snakepit._core import model as m
 
-STEPS = int(os.environ.get("SNAKEPIT_STEPS", "200000"))
+STEPS = int(os.environ.get("SNAKEPIT_STEPS") or 200_000)
 """Least number of steps of the long run, ``make fuzz``."""
 LONG = os.environ.get("SNAKEPIT_LONG") == "1"
 """Many random examples instead of a few fixed ones."""
